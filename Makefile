@@ -1,0 +1,57 @@
+# Everything a developer runs. Each target sets up what it needs; nothing has to be installed by hand but
+# Python (3.10 or later, with venv) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Exactly the versions that were tested; `make constraints` renews the list.
+CONSTRAINTS := dev/constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: help install lint format test demo bench sandbox constraints clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+install: $(STAMP)  ## Set up the development environment in .venv
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable . --group dev
+	touch $@
+
+lint: $(STAMP)  ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP)  ## Run all tests, against a real Jobmon and a real Airflow; PYTEST_ARGS="…" selects
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+ifeq ($(strip $(PYTEST_ARGS)),)
+	$(BIN)/coverage report --fail-under 95
+	$(BIN)/coverage report --fail-under 100 --include '*/client/*'
+endif
+
+demo: $(STAMP)  ## Fail a Jobmon workflow and let Airflow resume it; KEEP=1 leaves the UI up
+	$(BIN)/python -m dev.demo $(if $(KEEP),--keep)
+
+bench: $(STAMP)  ## Measure speed and scale beside the peers; BENCH_ARGS="heartbeat" runs one part
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group bench
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+sandbox: $(STAMP)  ## Start a real Jobmon in the foreground
+	$(BIN)/python -m dev.jobmon_sandbox
+
+constraints: $(STAMP)  ## Take the newest versions and pin them
+	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --group dev --group bench pyproject.toml --output-file $(CONSTRAINTS)
+	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> $(CONSTRAINTS)
+
+clean:  ## Remove environments and caches
+	rm -rf $(VENV) .venv-jobmon .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
