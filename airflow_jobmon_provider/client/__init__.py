@@ -1,0 +1,12 @@
+"""A client of Jobmon's server that knows nothing of Airflow and can be used on its own.
+
+Which file to open:
+
+* ``workflow_run``: what users call, ``WorkflowRunFactory`` and ``WorkflowRun``.
+* ``requester`` and ``async_requester``: the two transports, blocking and asyncio.
+* ``conversations``: exchanges of several requests (wait until resumable, watch a run), without I/O.
+* ``ownership`` and ``follow``: more of them: create exactly one run and leave none behind; say how it goes.
+* ``protocol``: every route, how its reply is read, and which failures are worth a retry.
+* ``decisions``: when to ask next, and what a status means.
+* ``settings``: Jobmon's own settings; ``statuses``, ``validation``, ``exceptions``: what they say.
+"""

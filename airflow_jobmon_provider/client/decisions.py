@@ -1,0 +1,109 @@
+"""Pure decisions: when to ask next, when to beat next, what a status asks of whom.
+
+Nothing here does I/O or reads a clock: time comes in as seconds, chance as a ``uniform(low, high)`` function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from airflow_jobmon_provider.client.statuses import RunStatus
+
+if TYPE_CHECKING:
+    from airflow_jobmon_provider.client.protocol import Resumability
+
+Uniform = Callable[[float, float], float]
+
+LONGEST_RESUME_PAUSE = 10.0
+LONGEST_OUTAGE_PAUSE = 10.0
+
+
+class KeepAlive(str, Enum):
+    """For how long a run's heartbeat is this client's business (design rule 1)."""
+
+    NEVER = "never"
+    """Only watch. A run in LINKING is lost once its heartbeat runs out."""
+    UNTIL_BOUND = "until_bound"
+    """While LINKING. From BOUND on the executor beats, and a dead one must be seen by Jobmon's reaper."""
+    UNTIL_DONE = "until_done"
+    """While LINKING and RUNNING, for executors that do not beat themselves: hides their death for ever."""
+
+
+def beats(keep_alive: KeepAlive, status: RunStatus) -> bool:
+    """Whether a heartbeat is to be sent for a run that was last seen in this status.
+
+    Only runs in L and R can be saved by one (protocol page, "What follows from this").
+    """
+    if status is RunStatus.LINKING:
+        return keep_alive is not KeepAlive.NEVER
+    return status is RunStatus.RUNNING and keep_alive is KeepAlive.UNTIL_DONE
+
+
+class ResumeStep(Enum):
+    """What to do after a reply of ``is_resumable``."""
+
+    RESUMABLE = "resumable"
+    CLEAN_UP = "clean up"
+    WAIT = "wait"
+
+
+def resume_step(reply: Resumability, force_cleanup: bool) -> ResumeStep:
+    """Return what follows from the reply.
+
+    :param force_cleanup: the user wants stuck KILL_SELF task instances cleaned up instead of waited for.
+    """
+    if reply.resumable:
+        return ResumeStep.RESUMABLE
+    # A server that does not count them (3.4.8) has no route to clean them up either: asking it says so,
+    # clearly and at once, where waiting would end in a time-out that the user cannot explain.
+    if force_cleanup and reply.pending_kill_self != 0:
+        return ResumeStep.CLEAN_UP
+    return ResumeStep.WAIT
+
+
+def resume_pause(elapsed: float, uniform: Uniform) -> float:
+    """Return how long to wait before asking again whether a workflow is resumable.
+
+    Well under a second at first, two seconds within the first minute, up to ten after five minutes: 35
+    requests in the first minute at most, and seen within a second in the median.
+
+    :param elapsed: seconds since the first check.
+    """
+    pause = min(max(elapsed, 0.3), 1.96) if elapsed < 60 else min(elapsed / 30, LONGEST_RESUME_PAUSE)
+    return uniform(0.98, 1.0) * pause
+
+
+def run_pause(since_change: float, longest: float, uniform: Uniform) -> float:
+    """Return how long to wait before looking at a run again: a quarter of the time it has been as it is.
+
+    So the delay with which a change is seen is small beside how long it took, and a run that is silent for
+    long costs one request each ``longest`` seconds.
+
+    :param since_change: seconds since the status last changed.
+    :param longest: poll interval, or the heartbeat interval while this client beats.
+    """
+    pause = max(since_change / 4, 1.0)
+    return longest if pause >= longest else uniform(0.9, 1.0) * pause
+
+
+def first_long_pause(longest: float, uniform: Uniform) -> float:
+    """Return the pause before the first look at which the full interval would be waited for.
+
+    Once, somewhere within the interval, so that thousands of watches that a triggerer started at the same
+    moment are spread over it from then on, and none looks late.
+    """
+    return uniform(0.0, 1.0) * longest
+
+
+def outage_pause(failures: int, retry_after: float | None, longest: float, uniform: Uniform) -> float:
+    """Return how long to wait before asking a server again that failed or was not reached.
+
+    :param failures: how many requests in a row have failed, at least 1.
+    :param retry_after: seconds the server asked for; honoured up to ``longest``.
+    :param longest: never wait longer, so that a heartbeat is not missed once the server is back.
+    """
+    ceiling = min(longest, LONGEST_OUTAGE_PAUSE)
+    pause = uniform(0.5, 1.0) * min(0.5 * 2.0 ** min(failures, 10), ceiling)
+    return max(pause, min(retry_after or 0.0, ceiling))

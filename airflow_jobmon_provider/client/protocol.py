@@ -1,0 +1,636 @@
+"""Jobmon's HTTP protocol without I/O: what to send for each route, and how to read what comes back.
+
+Each function below is one route of Jobmon's server. It returns a :class:`Call`, which either transport sends
+and whose ``read`` turns the reply into typed data or raises. Whoever adds a route adds a function here.
+``decipher`` reads every HTTP response, status by status; ``is_retryable`` and ``was_not_processed`` are the
+only places that decide which failures are worth a retry.
+
+The facts about routes and replies come from the project's protocol page, which was measured on Jobmon 3.4.8
+and on its development version of early 2026 ("3.7").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Literal, NoReturn, TypeVar
+from urllib.parse import quote
+
+from airflow_jobmon_provider import __version__
+from airflow_jobmon_provider.client.exceptions import (
+    InvalidRequest,
+    InvalidResponse,
+    JobmonError,
+    NotAuthorized,
+    RecordNotFound,
+    RouteNotSupported,
+    ServerFailure,
+    ServerUnreachable,
+    UnreadableReply,
+    WorkflowBusy,
+    WorkflowNotFound,
+    WorkflowNotResumable,
+    WorkflowRunNotFound,
+)
+from airflow_jobmon_provider.client.statuses import RunStatus
+
+T = TypeVar("T")
+Verb = Literal["get", "post", "put"]
+
+# Stored with every run in Jobmon's `workflow_run.jobmon_version`: tells its operators who created the run.
+CLIENT_VERSION = f"airflow-provider-jobmon-{__version__}"
+
+MAX_REPLY_BYTES = 16 * 2**20
+"""Replies longer than this are not read to their end: the longest that Jobmon sends us has a few kB."""
+
+_EXCERPT_LENGTH = 200
+_NAME_LENGTH = 80
+_ERROR_LENGTH = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and how to read its reply.
+
+    :param verb: HTTP method, as Jobmon's requester spells it.
+    :param route: below the route prefix, with its leading slash.
+    :param message: JSON body (post, put) or query parameters (get).
+    :param read: turns the decoded JSON reply into typed data; raises a ``JobmonError`` if it says no.
+    :param not_found: what it means that the server has no such record.
+    :param unsupported: what a server without the route cannot do; None: every server has it.
+    :param idempotent: whether sending it twice is the same as sending it once.
+    """
+
+    verb: Verb
+    route: str
+    message: Mapping[str, Any]
+    read: Callable[[Any], T]
+    not_found: JobmonError | None = None
+    unsupported: str | None = None
+    idempotent: bool = True
+
+    def understand(self, reply: Any, server: str) -> T:
+        """Return what ``read`` makes of the decoded JSON reply; what it raises says what was asked of whom.
+
+        :param server: address of the server, without credentials.
+        """
+        try:
+            return self.read(reply)
+        except JobmonError as error:
+            raise type(error)(f"{self.verb.upper()} {server}{self.route}: {error}") from None
+
+    def explain(self, error: JobmonError, server: str) -> JobmonError:
+        """Return a transport's error as it reads for what this call asked.
+
+        :param error: what the transport raised.
+        :param server: address of the server, without credentials.
+        """
+        if isinstance(error, RecordNotFound) and self.not_found is not None:
+            return type(self.not_found)(f"{self.not_found} at {server}")
+        if self.unsupported is not None and isinstance(error, InvalidRequest) and error.status_code == 404:
+            return RouteNotSupported(
+                f"this Jobmon server ({server}) cannot {self.unsupported}; needs a newer one"
+            )
+        return error
+
+
+# --- What replies say ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Resumability:
+    """Reply of ``is_resumable``.
+
+    :param resumable: no run of the workflow is alive. True also for a workflow that is DONE.
+    :param pending_kill_self: task instances that were told to kill themselves and have not answered; None:
+        this server does not count them (3.4.8), and cannot force their clean-up either.
+    """
+
+    resumable: bool
+    pending_kill_self: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedRun:
+    """Reply of ``POST /workflow_run``: a new run, which is LINKING and owned by whoever asked for it."""
+
+    workflow_run_id: int
+    status: RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class LostRun:
+    """A run whose heartbeat date has passed, from ``lost_workflow_run``."""
+
+    workflow_run_id: int
+    workflow_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDetails:
+    """Reply of ``workflow_details_viz``.
+
+    :param status: code of the workflow's status; compare it with ``WorkflowStatus``.
+    :param name: the workflow's name.
+    :param run_user: who made the workflow's latest run; None: this server does not say (3.4.8).
+    """
+
+    status: str
+    name: str
+    run_user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """Reply of ``workflow_status_viz``: how many tasks of a workflow are where, in Jobmon's words.
+
+    :param total: all of them.
+    :param pending: not handed to the cluster yet; also those that failed and will be tried again.
+    :param scheduled: handed to the cluster.
+    :param running: being executed.
+    :param done: succeeded.
+    :param fatal: failed for good.
+    """
+
+    total: int
+    pending: int
+    scheduled: int
+    running: int
+    done: int
+    fatal: int
+
+    def __str__(self) -> str:
+        """How far the workflow is, as shown to users: ``412/1000 done, 30 running, 2 failed``."""
+        return f"{self.done}/{self.total} done, {self.running} running, {self.fatal} failed"
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts as plain data, for XCom."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTask:
+    """A task that failed for good, from ``workflow_tasks``.
+
+    :param task_id: its id.
+    :param name: its name, as one short line.
+    """
+
+    task_id: int
+    name: str
+
+
+# --- Routes -------------------------------------------------------------------------------------------------
+
+
+def health() -> Call[None]:
+    """GET /health: whether the server and its database answer."""
+    return Call("get", "/health", {}, _nothing)
+
+
+def api_version() -> Call[str]:
+    """GET /api_version: ``v2``, ``v3``."""
+    return Call("get", "/api_version", {}, lambda reply: str(_key(reply, "status", str)))
+
+
+def set_resume(workflow_id: int, reset_running_jobs: bool) -> Call[None]:
+    """POST set_resume: move the workflow's active run (B or R) to C (cold) or H (hot).
+
+    The server accepts it for a workflow that does not exist, too: ask ``is_resumable`` next, which does not.
+    """
+    return Call(
+        "post",
+        f"/workflow/{workflow_id}/set_resume",
+        {"reset_running_jobs": reset_running_jobs},
+        _nothing,
+        not_found=_no_workflow(workflow_id),
+    )
+
+
+def is_resumable(workflow_id: int) -> Call[Resumability]:
+    """GET is_resumable: whether a new run could be created, and what is in the way."""
+
+    def read(reply: Any) -> Resumability:
+        pending = _key(reply, "pending_kill_self", int) if "pending_kill_self" in _object(reply) else None
+        return Resumability(_key(reply, "workflow_is_resumable", bool), pending)
+
+    route = f"/workflow/{workflow_id}/is_resumable"
+    return Call("get", route, {}, read, not_found=_no_workflow(workflow_id))
+
+
+def force_cleanup_kill_self(workflow_id: int) -> Call[int]:
+    """POST force_cleanup_kill_self: give up on stuck task instances, end their run. 3.7 only."""
+    return Call(
+        "post",
+        f"/workflow/{workflow_id}/force_cleanup_kill_self",
+        {},
+        lambda reply: int(_key(reply, "num_cleaned_up", int)),
+        not_found=_no_workflow(workflow_id),
+        unsupported="force a clean-up",
+    )
+
+
+def set_resume_state(workflow_id: int, reset_if_running: bool) -> Call[None]:
+    """POST set_resume_state: make the tasks that are not done ready to run again.
+
+    A refusal comes as status 200 with ``err_msg``, which Jobmon's own client overlooks.
+    """
+
+    def read(reply: Any) -> None:
+        if _object(reply).get("err_msg"):
+            _refuse(workflow_id, reply["err_msg"])
+
+    return Call(
+        "post",
+        f"/task/{workflow_id}/set_resume_state",
+        {"reset_if_running": reset_if_running},
+        read,
+        not_found=_no_workflow(workflow_id),
+    )
+
+
+def create_workflow_run(workflow_id: int, user: str, next_report_increment: float) -> Call[CreatedRun]:
+    """POST workflow_run: create the workflow's next run.
+
+    Not idempotent: if the reply is lost, the run exists and blocks the next try.
+
+    :param next_report_increment: seconds for which the run counts as alive without a heartbeat.
+    """
+
+    def read(reply: Any) -> CreatedRun:
+        if _object(reply).get("workflow_run_id") is None:
+            _refuse(workflow_id, _key(reply, "err_msg", str))
+        return CreatedRun(_key(reply, "workflow_run_id", int), _run_status(reply))
+
+    message = {
+        "workflow_id": workflow_id,
+        "user": user,
+        "jobmon_version": CLIENT_VERSION,
+        "next_report_increment": next_report_increment,
+    }
+    no_workflow = _no_workflow(workflow_id)
+    return Call("post", "/workflow_run", message, read, not_found=no_workflow, idempotent=False)
+
+
+def log_heartbeat(workflow_run_id: int, status: RunStatus, next_report_increment: float) -> Call[RunStatus]:
+    """POST log_heartbeat: say that the run is alive, and learn its status.
+
+    :param status: the status that the server last reported, nothing else: a heartbeat can move a run.
+    :param next_report_increment: seconds for which this heartbeat is good.
+    """
+    return Call(
+        "post",
+        f"/workflow_run/{workflow_run_id}/log_heartbeat",
+        {"next_report_increment": next_report_increment, "status": status.value},
+        _run_status,
+        not_found=_no_run(workflow_run_id),
+    )
+
+
+def peek_status(workflow_run_id: int) -> Call[RunStatus]:
+    """Read a run's status and change nothing, not even its heartbeat date.
+
+    No route reads one run's status. A heartbeat that says REGISTERED does: nothing leads into that status,
+    so the server refuses it and replies the status that is (protocol page, "What follows from this").
+    """
+    return log_heartbeat(workflow_run_id, RunStatus.REGISTERED, 0)
+
+
+def update_status(workflow_run_id: int, status: RunStatus) -> Call[RunStatus]:
+    """PUT update_status: ask for a transition; the reply is the status that is now, refused or not."""
+    return Call(
+        "put",
+        f"/workflow_run/{workflow_run_id}/update_status",
+        {"status": status.value},
+        _run_status,
+        not_found=_no_run(workflow_run_id),
+    )
+
+
+def lost_workflow_runs(status: RunStatus) -> Call[tuple[LostRun, ...]]:
+    """GET lost_workflow_run: the runs in a status whose heartbeat date has passed.
+
+    ``version`` is required. 3.7 ignores it; 3.4.8 lists only runs of the server version that equals it, which
+    no route tells, and so none here.
+    """
+
+    def read(reply: Any) -> tuple[LostRun, ...]:
+        rows = _key(reply, "workflow_runs", list)
+        if not all(isinstance(row, list) and [type(value) for value in row] == [int, int] for row in rows):
+            raise UnreadableReply(f"expected pairs of ids, got {excerpt(reply)}")
+        return tuple(LostRun(*row) for row in rows)
+
+    return Call("get", "/lost_workflow_run", {"status": [status.value], "version": CLIENT_VERSION}, read)
+
+
+def reap(workflow_run_id: int) -> Call[None]:
+    """PUT reap: end a run whose heartbeat date has passed, as Jobmon's reaper does; else nothing happens."""
+    return Call(
+        "put", f"/workflow_run/{workflow_run_id}/reap", {}, _nothing, not_found=_no_run(workflow_run_id)
+    )
+
+
+def workflow_details(workflow_id: int) -> Call[WorkflowDetails | None]:
+    """GET workflow_details_viz: the workflow's status; None where no run of such a workflow was ever made.
+
+    3.4.8 sends one row for each run of the workflow, which differ only in the run's Jobmon version.
+    """
+
+    def read(reply: Any) -> WorkflowDetails | None:
+        if not isinstance(reply, list):
+            raise UnreadableReply(f"expected a list, got {excerpt(reply)}")
+        if not reply:
+            return None
+        user = _object(reply[0]).get("wfr_user")
+        return WorkflowDetails(
+            _key(reply[0], "wf_status", str), _key(reply[0], "wf_name", str), excerpt(user) if user else None
+        )
+
+    route = f"/workflow_details_viz/{workflow_id}"
+    return Call("get", route, {}, read, not_found=_no_workflow(workflow_id))
+
+
+def task_counts(workflow_id: int) -> Call[TaskCounts]:
+    """GET workflow_status_viz: how many tasks are where. Costs the server O(tasks): spend it sparingly.
+
+    A workflow that does not exist, or has no tasks, is a 500 on 3.4.8 that looks like any other.
+    """
+
+    def read(reply: Any) -> TaskCounts:
+        if not _object(reply):
+            raise _no_workflow(workflow_id)
+        counts = _key(reply, str(workflow_id), dict)
+        keys = ("tasks", "PENDING", "SCHEDULED", "RUNNING", "DONE", "FATAL")
+        return TaskCounts(*(_key(counts, key, int) for key in keys))
+
+    message = {"workflow_ids": [workflow_id]}
+    return Call("get", "/workflow_status_viz", message, read, not_found=_no_workflow(workflow_id))
+
+
+def failed_tasks(workflow_id: int, limit: int) -> Call[tuple[FailedTask, ...]]:
+    """GET workflow_tasks: the tasks that failed for good, those created last first.
+
+    :param limit: return so many at most, at least 1. The server reads all of them whatever the limit.
+    """
+
+    def read(reply: Any) -> tuple[FailedTask, ...]:
+        # pandas' text: {"TASK_ID": {"0": 12, …}, "TASK_NAME": {"0": "fit", …}, …}
+        try:
+            columns = json.loads(_key(reply, "workflow_tasks", str))
+        except (ValueError, RecursionError):
+            raise UnreadableReply(f"expected a table as JSON text, got {excerpt(reply)}") from None
+        ids, names = _key(columns, "TASK_ID", dict), _key(columns, "TASK_NAME", dict)
+        return tuple(
+            FailedTask(_key(ids, row, int), excerpt(_key(names, row, str), _NAME_LENGTH))
+            for row in itertools.islice(ids, limit)
+        )
+
+    route = f"/workflow/{workflow_id}/workflow_tasks"
+    message = {"status": ["FATAL"], "limit": limit}
+    return Call("get", route, message, read, not_found=_no_workflow(workflow_id))
+
+
+def most_recent_error(task_id: int) -> Call[str]:
+    """GET most_recent_ti_error: the end of what the task's last failed try said; "" if nothing was kept.
+
+    Each line of it is short and free of control characters.
+    """
+
+    def read(reply: Any) -> str:
+        # Its tail first: splitting and cleaning megabytes is work that the triggerer's event loop cannot do.
+        lines = _key(reply, "error_description", str)[-_ERROR_LENGTH:].splitlines()
+        return "\n".join(_indented(line) for line in lines if line.strip())
+
+    return Call("get", f"/task/{task_id}/most_recent_ti_error", {}, read)
+
+
+def probe_increase_resources(workflow_id: int) -> Call[None]:
+    """GET increase_resources: tells whether the server has that route, and changes nothing.
+
+    A server that has it (3.7) refuses with 405, as it is for POST only; one that has not, with 404.
+    """
+    return Call(
+        "get",
+        f"/workflow/{workflow_id}/increase_resources",
+        {},
+        _nothing,
+        unsupported="raise the resources of failed tasks",
+    )
+
+
+def increase_resources(workflow_id: int) -> Call[int]:
+    """POST increase_resources: raise the resources of tasks that failed for lack of them. 3.7 only.
+
+    Not idempotent: twice may raise them twice. Returns how many tasks were raised.
+    """
+    return Call(
+        "post",
+        f"/workflow/{workflow_id}/increase_resources",
+        {},
+        lambda reply: int(_key(reply, "updated_task_count", int)),
+        not_found=_no_workflow(workflow_id),
+        unsupported="raise the resources of failed tasks",
+        idempotent=False,
+    )
+
+
+def _no_workflow(workflow_id: int) -> WorkflowNotFound:
+    return WorkflowNotFound(f"workflow {workflow_id} does not exist")
+
+
+def _no_run(workflow_run_id: int) -> WorkflowRunNotFound:
+    return WorkflowRunNotFound(f"workflow run {workflow_run_id} does not exist")
+
+
+def _refuse(workflow_id: int, text: Any) -> NoReturn:
+    """Raise what an ``err_msg`` says: the server refused with status 200."""
+    if str(text).startswith("No workflow exists"):
+        raise WorkflowNotFound(f"workflow {workflow_id} does not exist: {excerpt(text)}")
+    # The words are "… is currentlylinking, …", also where the other run has long been taken by an executor.
+    kind = WorkflowBusy if "linking" in str(text) else WorkflowNotResumable
+    raise kind(f"Jobmon refused workflow {workflow_id}: {excerpt(text)}")
+
+
+def _nothing(reply: Any) -> None:
+    _object(reply)
+
+
+def _object(reply: Any) -> dict[str, Any]:
+    if not isinstance(reply, dict):
+        raise UnreadableReply(f"expected a JSON object, got {excerpt(reply)}")
+    return reply
+
+
+def _key(reply: Any, key: str, kind: type) -> Any:
+    value = _object(reply).get(key)
+    # bool is an int to Python, but a server that sends true for a count or an id did not mean 1
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UnreadableReply(f"expected {key!r} to be of type {kind.__name__}, got {excerpt(reply)}")
+    return value
+
+
+def _indented(line: str) -> str:
+    """Return a line's excerpt with its indentation, which a traceback is read by."""
+    return " " * min(len(line) - len(line.lstrip(" ")), 8) + excerpt(line)
+
+
+def _run_status(reply: Any) -> RunStatus:
+    code = _key(reply, "status", str)
+    try:
+        return RunStatus(code)
+    except ValueError:
+        raise UnreadableReply(f"{excerpt(code)!r} is no status of a workflow run") from None
+
+
+# --- Responses ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a transport received, whatever its HTTP library calls it.
+
+    :param status_code: HTTP status.
+    :param headers: looked up in lower case.
+    :param body: at most ``MAX_REPLY_BYTES`` and one byte more, which says that there was more.
+    """
+
+    status_code: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def decipher(verb: str, url: str, response: Response) -> Any:
+    """Return the decoded JSON of a reply, or raise what the response means.
+
+    :param verb: HTTP method, for the message.
+    :param url: what was asked, without credentials, for the message.
+    :raises NotAuthorized: 401, 403.
+    :raises RecordNotFound: no such workflow or run, in either server version's words.
+    :raises InvalidRequest: another 4xx, or a redirect.
+    :raises ServerFailure: 5xx, 423, 429.
+    :raises UnreadableReply: the body is too long or no JSON.
+    """
+    code = response.status_code
+    if 200 <= code < 300 and len(response.body) <= MAX_REPLY_BYTES:
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(response.body)
+    came_back = f"{verb.upper()} {url}: {code} {excerpt(response.body)}".rstrip()
+    if 200 <= code < 300:
+        if len(response.body) > MAX_REPLY_BYTES:
+            raise UnreadableReply(f"{verb.upper()} {url}: a reply of more than {MAX_REPLY_BYTES} bytes")
+        raise UnreadableReply(f"{came_back} is not JSON; is this Jobmon? Check host, port and route prefix")
+    if 300 <= code < 400:
+        target = excerpt(response.headers.get("location", "nowhere"))
+        raise InvalidRequest(f"{verb.upper()} {url}: {code}, moved to {target}; use that address", code)
+    if _says_not_found(code, response.body):
+        raise RecordNotFound(came_back, code)
+    if code >= 500 or code in (423, 429):
+        # 423: the database rolled a deadlock back. 429: the request was turned away unread.
+        raise ServerFailure(
+            came_back,
+            processed=code not in (423, 429),
+            retry_after=_retry_after(response.headers.get("retry-after")),
+        )
+    if code in (401, 403):
+        raise NotAuthorized(f"{came_back}; check the login, password or token", code)
+    hint = "; check the address and the route prefix" if code == 404 else ""
+    raise InvalidRequest(came_back + hint, code)
+
+
+def _says_not_found(code: int, body: bytes) -> bool:
+    """Whether an error says that a record is missing, and not a route or the server itself.
+
+    3.4.8: ``{"error": {"type": "<class '…NoResultFound'>"}}`` with 500. 3.7: ``{"detail": "Workflow with ID
+    7 not found in database."}`` with 404, where a missing route is ``{"detail": "Not Found"}``.
+    """
+    try:
+        error = json.loads(body[:MAX_REPLY_BYTES])
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(error, dict):
+        return False
+    inner = error.get("error")
+    if code == 500 and isinstance(inner, dict):
+        return "NoResultFound" in str(inner.get("type"))
+    return code == 404 and "workflow" in str(error.get("detail")).lower()
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a ``Retry-After`` header; its other form, a date, is not worth trusting two clocks for."""
+    return float(value) if value is not None and re.fullmatch(r"\d{1,6}", value.strip()) else None
+
+
+def excerpt(content: Any, length: int = _EXCERPT_LENGTH) -> str:
+    """Return the start of what came back, as one line without control characters.
+
+    :param length: cut after so many characters.
+    """
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * length]).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+# --- Retries ------------------------------------------------------------------------------------------------
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether asking again may help: the server failed for now or was not reached."""
+    return isinstance(error, (ServerFailure, ServerUnreachable))
+
+
+def was_not_processed(error: BaseException) -> bool:
+    """Whether a failed request certainly changed nothing, so that even one that creates may be sent again."""
+    return isinstance(error, (ServerFailure, ServerUnreachable)) and not error.processed
+
+
+def translate(error: Exception) -> JobmonError | None:
+    """Return what an error of somebody else's requester means in this client's terms; None: not known.
+
+    The requester passed in may be Jobmon's own, whose exceptions have the names of ours in another package;
+    it keeps the HTTP status only in its message ("… status code 404 from …").
+    """
+    if isinstance(error, JobmonError):
+        return error
+    name, text = type(error).__name__, str(error)
+    line = excerpt(text, 2 * _EXCERPT_LENGTH)
+    found = re.search(r"status code (\d{3})\b", text)
+    code = int(found.group(1)) if found else None
+    if "NoResultFound" in text or (code == 404 and re.search(r"content: .*\bworkflow\b", text, re.I | re.S)):
+        return RecordNotFound(line, code)
+    if name == "InvalidRequest":
+        return (NotAuthorized if code in (401, 403) else InvalidRequest)(line, code)
+    if name == "InvalidResponse":
+        return ServerFailure(line, processed=code not in (423, 429))
+    if isinstance(error, OSError):  # requests' errors are OSErrors, as are sockets' and time-outs
+        return ServerUnreachable(line)
+    if isinstance(error, RuntimeError) and "retry budget" in text:
+        return InvalidResponse(line)
+    return None
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why there was no connection, in the same words whichever library reports it."""
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)  # asyncio has words of its own for "Connection refused"
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or str(error) or type(error).__name__
+
+
+def unreachable(verb: str, url: str, reason: str, *, connected: bool) -> ServerUnreachable:
+    """Return the error for a request that got no reply.
+
+    :param reason: what the transport's library says.
+    :param connected: whether there was a connection, so that the server may have seen the request.
+    """
+    hint = "" if connected else "; is the server up, and are host and port right?"
+    return ServerUnreachable(f"{verb.upper()} {url}: {excerpt(reason)}{hint}", processed=connected)
+
+
+def url_of(base_url: str, route: str) -> str:
+    """Return the address of a route; the route's ids are integers, and anything else in it is quoted."""
+    return base_url + quote(route, safe="/")

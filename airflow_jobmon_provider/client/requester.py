@@ -1,0 +1,273 @@
+"""The blocking transport: requests for HTTP, tenacity for retries."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import requests
+import tenacity
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
+from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
+from airflow_jobmon_provider.client.protocol import Call, Response
+from airflow_jobmon_provider.client.settings import (
+    DEFAULT_REQUEST_TIMEOUT,
+    DEFAULT_RETRIES_ATTEMPTS,
+    DEFAULT_RETRIES_TIMEOUT,
+    Settings,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_CHUNK = 64 * 1024
+
+
+class Requester:
+    """Sends requests to one Jobmon server, over one connection pool, and retries what is worth it.
+
+    Retried: connection errors, time-outs, 5xx, 423 and 429, with exponential back-off and jitter from one
+    second up. Not retried: any other 4xx, a 500 that says that the record does not exist, a reply that is not
+    Jobmon's. Redirects are not followed: they would carry credentials elsewhere or turn a POST into a GET.
+
+    :param service_url: address of the server with its route prefix, such as ``http://jobmon:8070/api/v3``.
+    :param retries_timeout: seconds after which a request is not tried again; 0: never retry. Default 300.
+    :param retries_attempts: how often a request is tried at most. Default 10.
+    :param request_timeout: seconds to wait for a reply. Default 20.
+    :param headers: sent with every request. Default: none.
+    :param verify: check the server's certificate: True (default), False, or the path of a CA bundle.
+    :raises ConfigError: the address is none.
+    :raises ValueError: a number is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        service_url: str,
+        retries_timeout: float = DEFAULT_RETRIES_TIMEOUT,
+        retries_attempts: int = DEFAULT_RETRIES_ATTEMPTS,
+        request_timeout: float = DEFAULT_REQUEST_TIMEOUT,
+        *,
+        headers: Mapping[str, str] | None = None,
+        verify: bool | str = True,
+    ) -> None:
+        self._open(
+            Settings(
+                service_url, retries_timeout, retries_attempts, request_timeout, headers or {}, verify=verify
+            )
+        )
+
+    @classmethod
+    def from_defaults(cls) -> Requester:
+        """Return a requester as Jobmon's own settings say (environment over file over defaults).
+
+        :raises ConfigError: no server is configured, or a setting is malformed.
+        """
+        return cls.from_settings(Settings.from_defaults())
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Requester:
+        """Return a requester for these settings."""
+        requester = cls.__new__(cls)
+        requester._open(settings)
+        return requester
+
+    def _open(self, settings: Settings) -> None:
+        self._settings = settings
+        self.service_url = settings.service_url
+        self.retries_timeout = settings.retries_timeout
+        self.retries_attempts = settings.retries_attempts
+        self.request_timeout = settings.request_timeout
+        self._session = requests.Session()
+        # The pool's own retries stay off: tenacity decides, by the protocol's rules.
+        adapter = HTTPAdapter(pool_maxsize=10, max_retries=0)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+        # A callable keeps requests from taking credentials for this host out of ~/.netrc.
+        self._session.auth = _as_it_is
+
+    @property
+    def url(self) -> str:
+        """Address of the server with its route prefix, without credentials."""
+        return self.service_url
+
+    def __repr__(self) -> str:
+        """Address only: headers may hold credentials."""
+        return f"{type(self).__name__}({self.service_url!r})"
+
+    def close(self) -> None:
+        """Close the pooled connections. The requester can be used again all the same."""
+        self._session.close()
+
+    def send_request(
+        self, app_route: str, message: Mapping[str, Any], request_type: str, tenacious: bool = True
+    ) -> tuple[int, Any]:
+        """Send one request and return HTTP status and decoded JSON, as Jobmon's requester does.
+
+        :param app_route: route below the prefix, with its leading slash.
+        :param message: JSON body (post, put) or query parameters (get).
+        :param request_type: ``get``, ``post`` or ``put``.
+        :param tenacious: retry what is worth a retry. Default True.
+        :raises ServerUnreachable: no reply, also not after the retries.
+        :raises ServerFailure: 5xx, 423 or 429, also after the retries.
+        :raises InvalidRequest: another 4xx; ``RecordNotFound``, ``NotAuthorized`` say which.
+        :raises UnreadableReply: the reply is no JSON.
+        :raises ValueError: the request type is none of the three.
+        """
+        if request_type not in ("get", "post", "put"):
+            raise ValueError(f"request_type must be 'get', 'post' or 'put', not {request_type!r}")
+        if not tenacious:
+            return self._send_once(app_route, message, request_type)
+        retrying = retries(self.retries_timeout, self.retries_attempts, protocol.is_retryable)
+        return retrying(self._send_once, app_route, message, request_type)
+
+    def _send_once(self, app_route: str, message: Mapping[str, Any], request_type: str) -> tuple[int, Any]:
+        url = protocol.url_of(self.service_url, app_route)
+        params: dict[str, Any] = {"client_jobmon_version": protocol.CLIENT_VERSION}
+        body = None
+        if request_type == "get":
+            params.update(message)
+        else:
+            body = dict(message)
+        try:
+            with self._session.request(
+                request_type,
+                url,
+                params=params,
+                json=body,
+                headers=dict(self._settings.headers),
+                timeout=self.request_timeout,
+                verify=self._settings.verify,
+                allow_redirects=False,
+                stream=True,
+            ) as reply:
+                response = Response(reply.status_code, reply.headers, _read(reply))
+        except requests.exceptions.RequestException as error:
+            never_connected = _never_connected(error)
+            reason = _root_cause(error)
+            if isinstance(error, requests.exceptions.Timeout):
+                reason = (
+                    f"no {'connection' if never_connected else 'reply'} within {self.request_timeout:g} s"
+                )
+            raise protocol.unreachable(request_type, url, reason, connected=not never_connected) from None
+        return response.status_code, protocol.decipher(request_type, url, response)
+
+
+def retries(timeout: float, attempts: int, worth_it: Callable[[BaseException], bool]) -> tenacity.Retrying:
+    """Return the retry policy of blocking requests; the last error is raised as it is.
+
+    :param timeout: seconds after which there is no further try; 0: one try.
+    :param attempts: tries at most; 0 and 1: one try.
+    :param worth_it: which errors to try again after.
+    """
+
+    def log(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning("%s; trying again in %.1f s", error, state.upcoming_sleep)
+
+    backoff = tenacity.wait_exponential_jitter(initial=1, max=30, jitter=1)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked_for = error.retry_after if isinstance(error, ServerFailure) else None
+        return max(backoff(state), min(asked_for or 0.0, 30.0))
+
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(max(attempts, 1)) | tenacity.stop_before_delay(timeout),
+        wait=wait,
+        retry=tenacity.retry_if_exception(worth_it),
+        before_sleep=log,
+        reraise=True,
+    )
+
+
+def ask(requester: Any, call: Call[T], *, tenacious: bool = True) -> T:
+    """Send a call through any requester and return what its reply says.
+
+    :param requester: this module's, Jobmon's own, or anything with the same ``send_request``.
+    :param tenacious: let the requester retry. A call that is not idempotent is never retried by it.
+    :raises JobmonError: see :meth:`Requester.send_request` and the call.
+    """
+    options = {} if tenacious and call.idempotent else {"tenacious": False}
+    server = getattr(requester, "url", None) or getattr(requester, "service_url", "unknown address")
+    try:
+        _, reply = requester.send_request(
+            app_route=call.route, message=dict(call.message), request_type=call.verb, **options
+        )
+    except Exception as error:
+        known = protocol.translate(error)
+        if known is None:
+            raise
+        explained = call.explain(known, str(server))
+        if explained is error:
+            raise
+        raise explained from None
+    return call.understand(reply, str(server))
+
+
+def converse(
+    requester: Any,
+    conversation: Conversation[T],
+    *,
+    log: Log = logger,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Carry a conversation to its end, blocking, and return its result.
+
+    :param requester: see :func:`ask`.
+    :param log: where its notes go.
+    :param sleep: waits so many seconds.
+    :raises JobmonError: what the conversation raises.
+    """
+    try:
+        step: Step = next(conversation)
+        while True:
+            reply: Any = None
+            if isinstance(step, Ask):
+                try:
+                    reply = ask(requester, step.call, tenacious=False)
+                except JobmonError as error:
+                    step = conversation.throw(error)
+                    continue
+            elif isinstance(step, Pause):
+                sleep(step.seconds)
+            else:
+                log.log(step.level, "%s", step.text)
+            step = conversation.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        conversation.close()
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _read(reply: requests.Response) -> bytes:
+    """Read a body up to the protocol's limit; a longer one is left unread, and its connection is dropped."""
+    body = bytearray()
+    for chunk in reply.iter_content(_CHUNK):
+        body += chunk
+        if len(body) > protocol.MAX_REPLY_BYTES:
+            break
+    return bytes(body)
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the innermost reason: requests and urllib3 wrap ``Connection refused`` in three layers."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return protocol.reason_of(error)
+
+
+def _never_connected(error: requests.exceptions.RequestException) -> bool:
+    """Whether no connection was made at all, so that the server cannot have seen the request."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))

@@ -1,0 +1,186 @@
+"""How to reach one Jobmon server, and Jobmon's own settings as the source of that.
+
+Jobmon reads ``JOBMON__SECTION__KEY`` environment variables over a YAML file (``JOBMON__CONFIG_FILE``) over
+defaults (protocol page, "Jobmon's settings"); so does :meth:`Settings.from_defaults`.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.validation import seconds, whole
+
+DEFAULT_ROUTE_PREFIX = "/api/v3"
+DEFAULT_RETRIES_TIMEOUT = 300
+DEFAULT_RETRIES_ATTEMPTS = 10
+DEFAULT_REQUEST_TIMEOUT = 20
+DEFAULT_HEARTBEAT_INTERVAL = 30
+DEFAULT_REPORT_BY_BUFFER = 3.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a transport needs to know about one server.
+
+    :param service_url: address of the server with its route prefix, without credentials.
+    :param retries_timeout: seconds after which a request is not tried again; 0: never.
+    :param retries_attempts: how often a request is tried.
+    :param request_timeout: seconds to wait for a reply.
+    :param headers: sent with every request, ``Authorization`` among them. Never shown.
+    :param verify: check the server's certificate: True, False, or the path of a CA bundle.
+    :param heartbeat_interval: seconds between heartbeats of a run.
+    :param report_by_buffer: a heartbeat is good for the interval times this.
+    """
+
+    service_url: str
+    retries_timeout: float = DEFAULT_RETRIES_TIMEOUT
+    retries_attempts: int = DEFAULT_RETRIES_ATTEMPTS
+    request_timeout: float = DEFAULT_REQUEST_TIMEOUT
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    verify: bool | str = True
+    heartbeat_interval: float = DEFAULT_HEARTBEAT_INTERVAL
+    report_by_buffer: float = DEFAULT_REPORT_BY_BUFFER
+
+    def __post_init__(self) -> None:
+        """Check every value, and move credentials out of the address, where they would reach logs.
+
+        :raises ConfigError: the address is none.
+        :raises ValueError: a number is out of range.
+        """
+        seconds("retries_timeout", self.retries_timeout)
+        seconds("request_timeout", self.request_timeout, above=0)
+        seconds("heartbeat_interval", self.heartbeat_interval)
+        seconds("report_by_buffer", self.report_by_buffer)
+        whole("retries_attempts", self.retries_attempts)
+        url = _split(self.service_url)
+        headers = dict(self.headers)
+        if url.username is not None:
+            login, password = unquote(url.username), unquote(url.password or "")
+            headers.setdefault("Authorization", basic_authorization(login, password))
+        bare = url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="")
+        object.__setattr__(self, "service_url", bare.geturl().rstrip("/"))
+        object.__setattr__(self, "headers", headers)
+
+    @classmethod
+    def from_defaults(cls) -> Settings:
+        """Return what Jobmon's own settings say.
+
+        :raises ConfigError: ``http.service_url`` is not set, or a setting is malformed.
+        """
+        source = _JobmonSettings()
+        service_url = source.text("http", "service_url", "")
+        if not service_url:
+            raise ConfigError(
+                "no Jobmon server is configured: set JOBMON__HTTP__SERVICE_URL, or http.service_url in the"
+                " file that JOBMON__CONFIG_FILE names"
+            )
+        prefix = source.text("http", "route_prefix", DEFAULT_ROUTE_PREFIX).strip("/")
+        attempts = source.number("http", "retries_attempts", DEFAULT_RETRIES_ATTEMPTS)
+        interval, buffer = heartbeat_defaults()
+        try:
+            return cls(
+                service_url=join_prefix(service_url, prefix),
+                retries_timeout=source.number("http", "retries_timeout", DEFAULT_RETRIES_TIMEOUT),
+                retries_attempts=whole("retries_attempts", attempts),
+                request_timeout=source.number("http", "request_timeout", DEFAULT_REQUEST_TIMEOUT),
+                heartbeat_interval=interval,
+                report_by_buffer=buffer,
+            )
+        except ValueError as error:
+            raise ConfigError(f"Jobmon's settings, section http or heartbeat: {error}") from error
+
+
+def heartbeat_defaults() -> tuple[float, float]:
+    """Return heartbeat interval (seconds) and buffer (a factor) of Jobmon's own settings.
+
+    :raises ConfigError: a setting is malformed.
+    """
+    source = _JobmonSettings()
+    return (
+        source.number("heartbeat", "workflow_run_interval", DEFAULT_HEARTBEAT_INTERVAL),
+        source.number("heartbeat", "report_by_buffer", DEFAULT_REPORT_BY_BUFFER),
+    )
+
+
+def basic_authorization(login: str, password: str) -> str:
+    """Return the value of an ``Authorization`` header for HTTP Basic."""
+    return "Basic " + base64.b64encode(f"{login}:{password}".encode()).decode("ascii")
+
+
+def join_prefix(service_url: str, prefix: str) -> str:
+    """Return the address of a server with its route prefix.
+
+    :raises ConfigError: the prefix could lead elsewhere than below the server's address.
+    """
+    parts = [part for part in prefix.split("/") if part]
+    if not all(re.fullmatch(r"[\w.~-]+", part) and part.strip(".") for part in parts):
+        raise ConfigError(f"route prefix {prefix!r} is not a path such as '/api/v3'")
+    return "/".join([service_url.rstrip("/"), *parts])
+
+
+def _split(service_url: str) -> SplitResult:
+    # The address may hold a password, so the message names only what is wrong with it.
+    hint = "Jobmon's address must look like http://host:port or https://host/path"
+    if not isinstance(service_url, str) or any(c.isspace() or not c.isprintable() for c in service_url):
+        raise ConfigError(f"{hint}; it is no text, or has a blank in it")
+    try:
+        url = urlsplit(service_url)
+        port = url.port
+    except ValueError:
+        raise ConfigError(f"{hint}; its host or port cannot be read") from None
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0:
+        raise ConfigError(f"{hint}; got scheme {url.scheme!r} and host {url.hostname!r}")
+    return url
+
+
+class _JobmonSettings:
+    """Looks settings up the way Jobmon does."""
+
+    def __init__(self) -> None:
+        self._file = os.environ.get("JOBMON__CONFIG_FILE", "")
+        self._sections: Any = {}
+        if self._file:
+            import yaml  # a dependency of Airflow; needed only where this file is used
+
+            try:
+                with open(self._file, encoding="utf-8") as stream:
+                    self._sections = yaml.safe_load(stream) or {}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                line = " ".join(str(error).split())
+                raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} cannot be read: {line}") from error
+            if not isinstance(self._sections, dict):
+                raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} must hold sections such as 'http:'")
+
+    def _get(self, section: str, key: str) -> tuple[str, Any]:
+        """Return where the setting stands and its value; None where it is not set."""
+        variable = f"JOBMON__{section.upper()}__{key.upper()}"
+        if variable in os.environ:
+            return variable, os.environ[variable]
+        block = self._sections.get(section) or {}
+        if not isinstance(block, dict):
+            raise ConfigError(f"section {section!r} of {self._file} must hold settings")
+        value = block.get(key)
+        return f"{section}.{key} in {self._file}", os.path.expandvars(value) if isinstance(
+            value, str
+        ) else value
+
+    def text(self, section: str, key: str, default: str) -> str:
+        value = self._get(section, key)[1]
+        return default if value is None else str(value).strip()
+
+    def number(self, section: str, key: str, default: float) -> float:
+        where, value = self._get(section, key)
+        if value is None:
+            return default
+        try:
+            number = seconds(where, float(value))
+        except (TypeError, ValueError):
+            raise ConfigError(f"{where} must be a number, at least 0 and finite, not {value!r}") from None
+        return int(number) if number.is_integer() else number

@@ -1,0 +1,66 @@
+"""Checks of what users pass in, one function a rule, before anything is sent or stored."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_LARGEST_ID = 2**63 - 1  # the largest integer that Jobmon's databases can compare an id with
+
+
+def positive_id(name: str, value: Any) -> int:
+    """Return an id as an integer, also where a template or an XCom made it text.
+
+    :param name: the parameter's name, for the message.
+    :param value: an integer, or its decimal digits as text.
+    :raises ValueError: it is anything else, or not positive. Design rule 8: an id never leaves its place in
+        a URL.
+    """
+    number = value
+    if isinstance(value, str):
+        text = value.strip()
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= _LARGEST_ID:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    return number
+
+
+def seconds(name: str, value: Any, *, above: float | None = None, why: str = "") -> float:
+    """Return a number of seconds (or a factor of them), at least 0 and finite.
+
+    :param name: the parameter's name, for the message.
+    :param value: an int or a float.
+    :param above: the value must be larger than this. Default: 0 is allowed, as in Jobmon.
+    :param why: what would happen otherwise, for the message.
+    :raises ValueError: it is negative, NaN, infinite, no number or too small.
+    """
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not numeric or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a number, at least 0 and finite, not {value!r}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be larger than {above:g}, not {value!r}" + (f": {why}" if why else ""))
+    return value  # type: ignore[no-any-return]  # an int stays an int: Jobmon's users print it
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a whole number, at least 0.
+
+    :param name: the parameter's name, for the message.
+    :param value: an int, or a float without a fraction.
+    :raises ValueError: it is anything else.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be an integer, at least 0, not {value!r}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return the value if it is one of the choices.
+
+    :raises ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    return str(value)
