@@ -1,0 +1,67 @@
+"""What operators, sensors and triggers share: defaults, terms for Jobmon's errors, checks at DAG parse time.
+
+None of them imports more at its top than a DAG file needs: what only a running task needs is imported where
+it is used, as Airflow parses every DAG file again and again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_jobmon_provider.client.exceptions import JobmonError
+from airflow_jobmon_provider.client.validation import positive_id, seconds
+
+if TYPE_CHECKING:
+    from airflow_jobmon_provider.client.settings import Settings
+
+DEFAULT_POLL_INTERVAL = 60.0
+
+# Airflow gives a trigger's `on_kill` 30 s ([triggerer] on_kill_timeout): enough to find a run out of I and O.
+ON_KILL_TIMEOUT = 20.0
+
+WHY_LATE = "every heartbeat would come too late"
+
+
+@contextlib.contextmanager
+def airflow_errors() -> Iterator[None]:
+    """Turn the client's errors into Airflow's: the same line, and no chain of tracebacks in the task log."""
+    try:
+        yield
+    except JobmonError as error:
+        raise AirflowException(str(error)) from None
+
+
+def check_literal_id(name: str, value: Any) -> None:
+    """Check an id that stands in the DAG file; templates and XComs are checked when they are known.
+
+    :raises ValueError: it is a literal and no positive integer.
+    """
+    is_template = isinstance(value, str) and ("{{" in value or "{%" in value)
+    if not is_template and (value is None or isinstance(value, (str, int, float))):
+        positive_id(name, value)
+
+
+def check_heartbeat(interval: float | None, buffer: float | None) -> None:
+    """Check a heartbeat's interval and buffer where they are given; an operator's must work.
+
+    :raises ValueError: the interval is not above 0, or the buffer not above 1.
+    """
+    if interval is not None:
+        seconds("workflow_run_heartbeat_interval", interval, above=0, why=WHY_LATE)
+    if buffer is not None:
+        seconds("heartbeat_report_by_buffer", buffer, above=1, why=WHY_LATE)
+
+
+def heartbeat_of(settings: Settings, interval: float | None, buffer: float | None) -> tuple[float, float]:
+    """Return heartbeat interval and buffer: those given, else the connection's; they must work.
+
+    :raises ValueError: the interval is not above 0, or the buffer not above 1.
+    """
+    interval = settings.heartbeat_interval if interval is None else interval
+    buffer = settings.report_by_buffer if buffer is None else buffer
+    check_heartbeat(interval, buffer)
+    return interval, buffer

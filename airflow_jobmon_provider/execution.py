@@ -1,0 +1,245 @@
+"""Runs ``executor.py`` in the Python that has Jobmon's client, as a child of an Airflow worker.
+
+The executor lives in a session of its own and writes into a file without a name, so that it survives the
+worker's death once it has taken the run: the next try of the task goes on watching it. Before that, it ends
+with the worker, by a pipe that the worker holds open: the next try starts another executor then.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.util
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from airflow_jobmon_provider.client.conversations import Log
+from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.settings import Settings
+from airflow_jobmon_provider.executor import Exit
+
+EXECUTOR = Path(__file__).with_name("executor.py")
+
+_LOOK_INTERVAL = 0.2  # seconds
+_GRACE = 10.0  # seconds that the executor has to stop its distributor
+_LONGEST_LINE = 4000
+# What belongs to Airflow's own process: its secrets, and its Python's modules, which are not Jobmon's.
+_NOT_INHERITED = ("AIRFLOW", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+
+
+class ExecutorEnded(Exception):
+    """The executor's process has ended; raised by :meth:`Execution.wait`."""
+
+
+def find_python(configured: str | None) -> str:
+    """Return the Python that has Jobmon's client.
+
+    :param configured: its path, or a name to be found on PATH. None: the interpreter of the ``jobmon``
+        command on PATH, else this process's own if it has the client.
+    :raises ConfigError: there is none.
+    """
+    if configured:
+        found = shutil.which(os.path.expanduser(configured))
+        if found is None:
+            raise ConfigError(f"jobmon_python: {configured!r} is no executable file on this worker")
+        return found
+    command = shutil.which("jobmon")
+    if command is not None and (python := _interpreter(Path(command))):
+        return python
+    with contextlib.suppress(ImportError):
+        if importlib.util.find_spec("jobmon.client") is not None:
+            return sys.executable
+    raise ConfigError(
+        "no Jobmon client on this worker: no command 'jobmon' on PATH, and this Python has none either. Give"
+        " jobmon_python, the path of the Python that has it, to the operator or in the connection's extra"
+    )
+
+
+def _interpreter(command: Path) -> str | None:
+    """Return the Python of a command that pip or uv has installed: it is in the same folder."""
+    for name in ("python", "python3"):
+        python = command.resolve().with_name(name)
+        if os.access(python, os.X_OK):
+            return str(python)
+    return None
+
+
+def executor_environment(settings: Settings, interval: float, buffer: float) -> dict[str, str]:
+    """Return the environment in which Jobmon's client uses the server that a connection names.
+
+    :param settings: the connection's. Credentials travel in the server's address, which is all that Jobmon's
+        client takes.
+    :param interval: seconds between heartbeats; Jobmon's client takes whole ones.
+    :param buffer: a heartbeat is good for the interval times this.
+    :raises ConfigError: Jobmon's client cannot reach the server in the way the connection wants.
+    """
+    url = urlsplit(settings.service_url)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.upper().startswith(_NOT_INHERITED)
+    }
+    credentials = _credentials(settings.headers)
+    environment |= {
+        "JOBMON__HTTP__SERVICE_URL": f"{url.scheme}://{credentials}{url.netloc}",
+        "JOBMON__HTTP__ROUTE_PREFIX": url.path,
+        "JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL": str(math.ceil(interval)),
+        "JOBMON__HEARTBEAT__REPORT_BY_BUFFER": f"{buffer:g}",
+    }
+    if settings.verify is False and url.scheme == "https":
+        raise ConfigError(
+            "Jobmon's own client, which executes the run, always checks TLS certificates: give the"
+            " connection's verify the path of a CA bundle instead of false"
+        )
+    if isinstance(settings.verify, str):
+        environment |= {"REQUESTS_CA_BUNDLE": settings.verify, "SSL_CERT_FILE": settings.verify}
+    return environment
+
+
+def _credentials(headers: Mapping[str, str]) -> str:
+    """Return login and password as they stand before the host in an address."""
+    scheme, _, value = headers.get("Authorization", "").partition(" ")
+    others = sorted(name for name in headers if name != "Authorization" or scheme != "Basic")
+    if others:
+        raise ConfigError(
+            f"Jobmon's own client, which executes the run, cannot send the connection's {', '.join(others)}:"
+            " it takes no token and no headers, only login and password. Use such a connection for this task,"
+            " or execute the run elsewhere, without cluster_name"
+        )
+    if not value:
+        return ""
+    login, _, password = base64.b64decode(value).decode().partition(":")
+    return f"{quote(login, safe='')}:{quote(password, safe='')}@"
+
+
+class Execution:
+    """An executor at work on a run.
+
+    :param command: how to start it; :func:`executor_command` says.
+    :param environment: see :func:`executor_environment`.
+    :param log: gets each line that it writes, as it comes.
+    :raises ConfigError: it cannot be started.
+    """
+
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Log) -> None:
+        self._log = log
+        self._secrets = _secrets(environment)
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
+        self._read_up_to = 0
+        self._unfinished = b""
+        self._last_line = ""
+        ours_to_close, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [*command, "--lifeline", str(ours_to_close)],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[ours_to_close],
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._lifeline)
+            raise ConfigError(f"{command[0]} cannot be started: {error.strerror}") from None
+        finally:
+            os.close(ours_to_close)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, see ``executor.Exit``; negative: the signal that killed it; None: it is at work."""
+        return self._process.poll()
+
+    @property
+    def problem(self) -> str | None:
+        """What kept it from executing the run to its end, as a sentence; None: nothing, or it is at work."""
+        if self.exit_code in (None, Exit.DONE, Exit.NOT_DONE):
+            return None
+        return f"Its executor ended with {self.exit_code}: {self._last_line}"
+
+    def wait(self, seconds: float) -> None:
+        """Pass on what it writes for so many seconds.
+
+        :raises ExecutorEnded: it has ended.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = self.exit_code is not None
+            self._pass_on(last=ended)
+            if ended:
+                raise ExecutorEnded
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(rest, _LOOK_INTERVAL))
+
+    def stop(self, patience: float = 0.0) -> None:
+        """End it and everything it has started.
+
+        :param patience: seconds that it has to end by itself before it is told to.
+        """
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                self.wait(patience)
+                self._process.terminate()
+                self.wait(_GRACE)
+                self._process.kill()
+                self.wait(_GRACE)
+        except ExecutorEnded:
+            pass
+        # A distributor that outlives its executor would go on starting tasks for nobody.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close what connects it to this process. One that has taken its run goes on."""
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+            self._output.close()
+
+    def _pass_on(self, *, last: bool) -> None:
+        while not self._output.closed and (
+            written := os.pread(self._output.fileno(), 65536, self._read_up_to)
+        ):
+            self._read_up_to += len(written)  # before the logging, which a signal handler may interrupt
+            *lines, self._unfinished = (self._unfinished + written).split(b"\n")
+            for line in lines:
+                self._show(line)
+            if len(self._unfinished) > _LONGEST_LINE:
+                self._show(self._unfinished)
+                self._unfinished = b""
+        if last and self._unfinished:
+            self._show(self._unfinished)
+            self._unfinished = b""
+
+    def _show(self, line: bytes) -> None:
+        text = line.decode(errors="replace")[:_LONGEST_LINE].rstrip()
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        text = "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        if text:
+            self._last_line = text.removeprefix("executor: ")
+            self._log.log(logging.INFO, "%s", text)
+
+
+def executor_command(python: str, workflow_id: int, workflow_run_id: int, cluster_name: str) -> list[str]:
+    """Return the command that executes a run: no secret in it, and no shell that reads it."""
+    options = {"workflow-id": workflow_id, "workflow-run-id": workflow_run_id, "cluster-name": cluster_name}
+    return [python, str(EXECUTOR), *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _secrets(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the password of the server's address as it may turn up in output."""
+    url = urlsplit(environment.get("JOBMON__HTTP__SERVICE_URL", ""))
+    return tuple({url.password, unquote(url.password)}) if url.password else ()

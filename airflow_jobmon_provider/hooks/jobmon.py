@@ -1,0 +1,391 @@
+"""An Airflow connection becomes a Jobmon client. The only place that reads connections.
+
+Importing this module loads neither requests nor aiohttp, nor the parts of the client that only a running task
+needs: they are imported by the method that needs them, so that parsing a DAG file stays free of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError
+from airflow_jobmon_provider.client.settings import (
+    DEFAULT_REQUEST_TIMEOUT,
+    DEFAULT_RETRIES_ATTEMPTS,
+    DEFAULT_RETRIES_TIMEOUT,
+    DEFAULT_ROUTE_PREFIX,
+    Settings,
+    basic_authorization,
+    heartbeat_defaults,
+    join_prefix,
+)
+from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.validation import positive_id, seconds, whole
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_jobmon_provider.client.async_requester import AsyncRequester
+    from airflow_jobmon_provider.client.conversations import Conversation, Log
+    from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
+    from airflow_jobmon_provider.client.requester import Requester
+    from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_READ_AGAIN_AFTER = 30.0  # seconds
+_readings: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, dict[str, tuple[float, asyncio.Task[JobmonServer]]]
+] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class JobmonServer:
+    """What a connection says about one Jobmon.
+
+    :param settings: how to reach its server.
+    :param gui_url: address of its GUI; None: not given.
+    :param jobmon_python: path of the Python that has Jobmon's client, on the workers; None: not given.
+    """
+
+    settings: Settings
+    gui_url: str | None = None
+    jobmon_python: str | None = None
+
+
+class JobmonHook(BaseHook):
+    """Talks to the Jobmon server of an Airflow connection.
+
+    Where no such connection is defined, Jobmon's own settings (``JOBMON__HTTP__SERVICE_URL``, …) are used if
+    they name a server.
+
+    :param jobmon_conn_id: id of the connection. Default ``jobmon_default``.
+    """
+
+    conn_name_attr = "jobmon_conn_id"
+    default_conn_name = "jobmon_default"
+    conn_type = "jobmon"
+    hook_name = "Jobmon"
+
+    def __init__(self, jobmon_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.jobmon_conn_id = jobmon_conn_id
+        self._server: JobmonServer | None = None
+        self._requester: Requester | None = None
+
+    @property
+    def server(self) -> JobmonServer:
+        """What the connection says, read once. Blocking: not for an event loop.
+
+        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises ConfigError: the connection is malformed.
+        """
+        if self._server is None:
+            try:
+                connection = self.get_connection(self.jobmon_conn_id)
+            except AirflowNotFoundException:
+                self._server = _server_of_jobmons_settings(self.jobmon_conn_id)
+            else:
+                # Airflow's accessor hides what the extra holds from every log. It takes broken JSON for {}.
+                _ = connection.extra_dejson
+                self._server = server_of_connection(connection)
+        return self._server
+
+    async def aserver(self) -> JobmonServer:
+        """Return what the connection says, without blocking the event loop.
+
+        It is read once for all hooks of an event loop that ask within half a minute: each reading goes
+        through the triggerer's supervisor to Airflow's API server, and after a failover thousands of triggers
+        ask at the same moment.
+
+        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises ConfigError: the connection is malformed.
+        """
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            readings = _readings.setdefault(loop, {})
+            started, reading = readings.get(self.jobmon_conn_id, (0.0, None))
+            if reading is None or loop.time() - started > _READ_AGAIN_AFTER or _has_failed(reading):
+                reading = loop.create_task(self._read_connection())
+                readings[self.jobmon_conn_id] = (loop.time(), reading)
+            # Shielded: a trigger that is cancelled does not take the others' reading with it.
+            self._server = await asyncio.shield(reading)
+        return self._server
+
+    async def _read_connection(self) -> JobmonServer:
+        from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+
+        try:
+            connection = await get_async_connection(self.jobmon_conn_id, self)
+        except AirflowNotFoundException:
+            return await asyncio.to_thread(_server_of_jobmons_settings, self.jobmon_conn_id)
+        await get_async_extra_dejson(connection)
+        return await asyncio.to_thread(server_of_connection, connection)
+
+    def get_conn(self) -> Requester:
+        """Return the blocking transport, the same one at each call.
+
+        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises ConfigError: the connection is malformed.
+        """
+        if self._requester is None:
+            from airflow_jobmon_provider.client.requester import Requester
+
+            self._requester = Requester.from_settings(self.server.settings)
+        return self._requester
+
+    async def get_async_conn(self) -> AsyncRequester:
+        """Return a new asyncio transport, to be used as an asynchronous context manager.
+
+        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises ConfigError: the connection is malformed.
+        """
+        server = await self.aserver()
+        # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
+        module = await asyncio.to_thread(
+            importlib.import_module, "airflow_jobmon_provider.client.async_requester"
+        )
+        requester: AsyncRequester = module.AsyncRequester(server.settings)
+        return requester
+
+    def get_workflow_run_factory(self, workflow_id: int | str) -> WorkflowRunFactory:
+        """Return the client's factory for a workflow, on this hook's transport.
+
+        :raises ValueError: the id is no positive integer.
+        """
+        from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
+
+        return WorkflowRunFactory(workflow_id, self.get_conn())
+
+    def get_workflow_details(self, workflow_id: int) -> WorkflowDetails | None:
+        """Return status and name of a workflow; None where none of its runs was ever made, or it is unknown.
+
+        :raises JobmonError: the server did not answer, or not as Jobmon does.
+        """
+        from airflow_jobmon_provider.client import protocol
+
+        return self.ask(protocol.workflow_details(workflow_id))
+
+    def abort_workflow_run(self, workflow_run_id: int | str) -> RunStatus:
+        """Abort a run that no executor has taken, so that nobody waits for one any longer.
+
+        :param workflow_run_id: the run.
+        :returns: the status that it has now; other than ABORTED, an executor had it, and it is left alone.
+        :raises JobmonError: the server did not answer, or there is no such run.
+        :raises ValueError: the id is no positive integer.
+        """
+        from airflow_jobmon_provider.client import protocol
+
+        run = positive_id("workflow_run_id", workflow_run_id)
+        # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing.
+        status = self.ask(protocol.update_status(run, RunStatus.ABORTED))
+        self.log.info("Workflow run %d is %s: %s", run, status, status.meaning)
+        return status
+
+    def ask(self, call: Call[T], *, tenacious: bool = True) -> T:
+        """Send a call of the protocol and return what its reply says.
+
+        :param tenacious: retry what is worth a retry, as the connection says. Default True.
+        :raises JobmonError: the server did not answer, or says no.
+        """
+        from airflow_jobmon_provider.client.requester import ask
+
+        return ask(self.get_conn(), call, tenacious=tenacious)
+
+    def converse(
+        self, conversation: Conversation[T], *, log: Log, sleep: Callable[[float], None] = time.sleep
+    ) -> T:
+        """Carry a conversation of the client to its end, blocking, and return its result.
+
+        :param log: where its notes go.
+        :param sleep: waits so many seconds.
+        :raises JobmonError: what the conversation raises.
+        """
+        from airflow_jobmon_provider.client.requester import converse
+
+        return converse(self.get_conn(), conversation, log=log, sleep=sleep)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask the server whether it is healthy; for the button of Airflow's connection form.
+
+        :returns: whether it is, and a line that says which Jobmon answered or what went wrong.
+        """
+        from airflow_jobmon_provider.client import protocol
+
+        try:
+            self.ask(protocol.health(), tenacious=False)
+            version = self.ask(protocol.api_version(), tenacious=False)
+            return True, f"Jobmon answers at {self.server.settings.service_url}, API {version}"
+        except (JobmonError, AirflowNotFoundException) as error:
+            return False, str(error)
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return labels and placeholders of the connection form, for Airflow before 3.3."""
+        from airflow_jobmon_provider.get_provider_info import UI_FIELD_BEHAVIOUR
+
+        return {key.replace("-", "_"): value for key, value in UI_FIELD_BEHAVIOUR.items()}
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the form's fields for the connection's extra, for Airflow before 3.3."""
+        from wtforms import BooleanField, IntegerField, StringField
+        from wtforms.validators import Optional
+
+        from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
+
+        # A field that may hold several types is typed as text; reading the extra converts it.
+        kinds = {"integer": IntegerField, "boolean": BooleanField}
+        return {
+            name: kinds.get(spec["schema"]["type"][0], StringField)(
+                spec["label"], validators=[Optional()], description=spec["description"]
+            )
+            for name, spec in CONNECTION_FIELDS.items()
+        }
+
+
+def _has_failed(reading: asyncio.Task[JobmonServer]) -> bool:
+    return reading.done() and (reading.cancelled() or reading.exception() is not None)
+
+
+def _server_of_jobmons_settings(conn_id: str) -> JobmonServer:
+    try:
+        return JobmonServer(Settings.from_defaults())
+    except ConfigError as error:
+        raise AirflowNotFoundException(
+            f"connection {conn_id!r} is not defined, and instead of it: {error}"
+        ) from error
+
+
+def server_of_connection(connection: Connection) -> JobmonServer:
+    """Return what an Airflow connection says about a Jobmon server.
+
+    :raises ConfigError: something in it is missing or wrong; the message names it, and no secret.
+    """
+    where = f"connection {connection.conn_id!r}"
+    try:
+        return _read(connection)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _read(connection: Connection) -> JobmonServer:
+    extra = _Extra(connection.extra)
+    if unknown := extra.unknown():
+        logger.warning("connection %r: nothing reads %s in its extra", connection.conn_id, unknown)
+    headers = extra.headers()
+    if connection.login:
+        headers["Authorization"] = basic_authorization(connection.login, connection.password or "")
+    elif connection.password:
+        headers["Authorization"] = f"Bearer {connection.password}"
+    interval, buffer = heartbeat_defaults()
+    attempts = extra.number("retries_attempts", DEFAULT_RETRIES_ATTEMPTS)
+    settings = Settings(
+        service_url=join_prefix(_address(connection), extra.text("route_prefix", DEFAULT_ROUTE_PREFIX) or ""),
+        retries_timeout=extra.number("retries_timeout", DEFAULT_RETRIES_TIMEOUT),
+        retries_attempts=whole("retries_attempts in the extra", attempts),
+        request_timeout=extra.number("request_timeout", DEFAULT_REQUEST_TIMEOUT),
+        headers=headers,
+        verify=extra.verify(),
+        heartbeat_interval=extra.number("workflow_run_heartbeat_interval", interval),
+        report_by_buffer=extra.number("heartbeat_report_by_buffer", buffer),
+    )
+    return JobmonServer(settings, extra.http_url("gui_url"), extra.text("jobmon_python", None) or None)
+
+
+def _address(connection: Connection) -> str:
+    host = (connection.host or "").strip()
+    if not host:
+        raise ConfigError("the host is missing: give Jobmon's host name or address")
+    if "://" not in host:
+        scheme = (connection.schema or "http").strip()
+        if ":" in host and not host.startswith("[") and host.count(":") > 1:
+            host = f"[{host}]"  # an IPv6 address
+        host = f"{scheme}://{host}"
+    url = urlsplit(host)
+    if connection.port and ":" not in url.netloc.rpartition("@")[2].rpartition("]")[2]:
+        url = url._replace(netloc=f"{url.netloc}:{connection.port}")
+    return url.geturl()
+
+
+class _Extra:
+    """Reads the connection's extra, each value checked and named when it is wrong."""
+
+    def __init__(self, extra: str | None) -> None:
+        try:
+            values = json.loads(extra) if extra else {}
+        except ValueError:
+            raise ConfigError("the extra is not valid JSON") from None
+        if not isinstance(values, dict):
+            raise ConfigError("the extra must be a JSON object")
+        # A form leaves what was not filled in as null or "".
+        self._values = {key: value for key, value in values.items() if value is not None}
+
+    def unknown(self) -> str:
+        """Return the names that nothing reads: misspelt ones would be silently without effect."""
+        from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
+
+        return ", ".join(sorted(set(self._values) - set(CONNECTION_FIELDS)))
+
+    def text(self, key: str, default: str | None) -> str | None:
+        value = self._values.get(key, default)
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{key} in the extra must be text, not {value!r}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self._values.get(key, "")
+        if value == "":
+            return default
+        if isinstance(value, str):
+            convert: Callable[[str], float] = int if value.strip().isdigit() else float
+            try:
+                value = convert(value)
+            except ValueError:
+                raise ConfigError(f"{key} in the extra must be a number, not {value!r}") from None
+        return seconds(f"{key} in the extra", value)
+
+    def verify(self) -> bool | str:
+        value = self._values.get("verify", True)
+        if isinstance(value, str):
+            value = {"true": True, "false": False, "": True}.get(value.strip().lower(), value)
+        if isinstance(value, str) and not os.path.isfile(value):
+            raise ConfigError(f"verify in the extra names a CA bundle that does not exist: {value!r}")
+        if not isinstance(value, (bool, str)):
+            raise ConfigError(f"verify in the extra must be true, false or a path, not {value!r}")
+        return value
+
+    def headers(self) -> dict[str, str]:
+        value = self._values.get("headers") or {}
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, dict) or not all(
+            isinstance(k, str) and isinstance(v, str) and (k + v).isprintable() for k, v in value.items()
+        ):  # its values may be secrets, so they are not shown
+            raise ConfigError("headers in the extra must be a JSON object of one-line texts")
+        return dict(value)
+
+    def http_url(self, key: str) -> str | None:
+        value = self.text(key, None)
+        if not value:
+            return None
+        url = urlsplit(value.strip())
+        if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
+            raise ConfigError(f"{key} in the extra must be an http or https address without credentials")
+        return url.geturl().rstrip("/")

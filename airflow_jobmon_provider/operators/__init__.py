@@ -1,0 +1,1 @@
+"""Operators that resume Jobmon workflows and create workflow runs."""

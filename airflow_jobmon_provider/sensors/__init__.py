@@ -1,0 +1,1 @@
+"""Sensors that wait for Jobmon workflows and workflow runs."""
