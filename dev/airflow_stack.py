@@ -1,0 +1,459 @@
+"""A real Airflow on this machine for tests and the demo: scheduler, triggerer, DAG processor, API server, UI.
+
+Each component ends with everything it has started as soon as this process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from dev.launcher import Child, free_ports
+
+FINAL = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+T = TypeVar("T")
+_RAISE = object()
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class AirflowStackError(Exception):
+    """The stack, or something that was asked of it, did not come about; the message holds what is known."""
+
+
+class AirflowStack:
+    """A running Airflow of its own: SQLite, LocalExecutor, loopback ports, no login; a context manager."""
+
+    def __init__(
+        self,
+        *,
+        dags_folder: Path,
+        connections: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+        python: Path | None = None,
+        triggerers: int = 1,
+    ) -> None:
+        self.dags_folder = dags_folder
+        self.directory = directory or Path()  # a fresh temporary one is made at start
+        self.environment: dict[str, str] = {}
+        self.url = ""
+        self._own_directory = directory is None
+        self._connections = dict(connections or {})
+        self._extra = dict(environment or {})
+        self._python = str(python or sys.executable)
+        names = ["triggerer"] + [f"triggerer-{number}" for number in range(2, triggerers + 1)]
+        self.components = ("api-server", "scheduler", "dag-processor", *names)
+        self._children: dict[str, Child] = {}
+
+    # Life
+
+    def __enter__(self) -> AirflowStack:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, timeout: float = 180) -> None:
+        """Start every component and return once the API server reports all of them healthy."""
+        if self._children:
+            return
+        if self._own_directory:
+            self.directory = Path(tempfile.mkdtemp(prefix="airflow-stack-"))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            port, *log_ports = free_ports(3)
+            self.url = f"http://127.0.0.1:{port}"
+            self.environment = self._environment(port, log_ports)
+            self._create_database()
+            for name in self.components:
+                self._launch(name)
+            self._until(self._healthy, timeout, "a healthy Airflow")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every component, and remove the directory if it is ours."""
+        for child in self._children.values():
+            child.hang_up()  # all at once: each takes its time
+        for child in self._children.values():
+            child.wait()
+        self._children.clear()
+        if self._own_directory and self.directory != Path():
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _environment(self, port: int, log_ports: list[int]) -> dict[str, str]:
+        """All of the configuration; nothing of the caller's own Airflow leaks into it."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
+        settings: dict[str, dict[str, object]] = {
+            "api": {
+                "base_url": self.url,
+                "host": "127.0.0.1",
+                "maximum_page_limit": 1000,
+                "port": port,
+                "secret_key": secrets.token_hex(),
+            },
+            "api_auth": {"jwt_secret": secrets.token_hex(), "jwt_expiration_time": 7 * 86400},
+            "core": {
+                "dags_folder": self.dags_folder.resolve(),
+                "execution_api_server_url": f"{self.url}/execution/",
+                "executor": "LocalExecutor",
+                "fernet_key": "",
+                "load_examples": False,
+                "parallelism": 8,
+                "simple_auth_manager_all_admins": True,
+            },
+            "dag_processor": {"bundle_refresh_check_interval": 1, "refresh_interval": 1},
+            "database": {"sql_alchemy_conn": f"sqlite:///{self.directory.resolve() / 'airflow.db'}"},
+            "logging": {
+                "base_log_folder": self.directory.resolve() / "logs",
+                "colored_console_log": False,
+                "dag_processor_child_process_log_directory": self.directory.resolve()
+                / "logs"
+                / "dag_processor",
+                "worker_log_server_port": log_ports[0],
+                "trigger_log_server_port": log_ports[1],
+            },
+            "scheduler": {
+                "job_heartbeat_sec": 1,
+                "orphaned_tasks_check_interval": 10,
+                "scheduler_heartbeat_sec": 1,
+                "scheduler_idle_sleep_time": 0.2,
+                "task_instance_heartbeat_timeout": 30,
+                "task_instance_heartbeat_timeout_detection_interval": 2,
+                "trigger_timeout_check_interval": 1,
+            },
+            "triggerer": {"job_heartbeat_sec": 1, "triggerer_health_check_threshold": 10},
+            "usage_data_collection": {"enabled": False},
+        }
+        for section, options in settings.items():
+            for option, value in options.items():
+                environment[f"AIRFLOW__{section}__{option}".upper()] = str(value)
+        for connection, definition in self._connections.items():
+            environment[f"AIRFLOW_CONN_{connection.upper()}"] = definition
+        environment["AIRFLOW_HOME"] = str(self.directory.resolve())
+        environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1,localhost," + environment.get(
+            "NO_PROXY", ""
+        )
+        if environment.pop("PYTHONDONTWRITEBYTECODE", ""):
+            # Honoured for the installation, yet without any bytecode everything takes twice as long.
+            environment["PYTHONPYCACHEPREFIX"] = str(_cache() / "bytecode")
+        environment["PYTHONUNBUFFERED"] = "1"
+        return environment | self._extra
+
+    def _create_database(self) -> None:
+        """Copy the empty database that an earlier stack of this Airflow made: migrating takes seconds."""
+        (self.directory / "airflow.cfg").touch()  # else every component writes one, all at the same time
+        database = self.directory / "airflow.db"
+        if database.exists():
+            return
+        code = "from importlib.metadata import version; print(version('apache-airflow-core'))"
+        version = self._run(["-c", code]).strip()
+        template = _cache() / f"airflow-{version}.db"
+        if not template.exists():
+            self._run(["-m", "airflow", "db", "migrate"])
+            _number_triggers_once(database)
+            template.parent.mkdir(parents=True, exist_ok=True)
+            draft = template.with_suffix(f".{secrets.token_hex(8)}")
+            shutil.copyfile(database, draft)
+            draft.replace(template)
+            return
+        shutil.copyfile(template, database)
+
+    def _run(self, arguments: list[str]) -> str:
+        command = [self._python, *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise AirflowStackError(
+                f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
+            )
+        return done.stdout
+
+    def _healthy(self) -> bool:
+        for name in self._children:
+            self._check_alive(name)
+        try:
+            # Also the first request to the execution API, which takes seconds: a task's own would time out.
+            execution = self._call("GET", "/health", api="/execution")
+            health = self._call("GET", "/monitor/health")
+            triggerers = len(self._jobs("triggerer"))
+        except (AirflowStackError, OSError):
+            return False
+        parts = [
+            execution,
+            *(health[part] for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")),
+        ]
+        return triggerers >= len(self.components) - 3 and all(part["status"] == "healthy" for part in parts)
+
+    def _check_alive(self, name: str) -> None:
+        if not self._children[name].alive:
+            raise AirflowStackError(f"{name} has ended:\n{self.log_tails([name])}")
+
+    def _jobs(self, component: str) -> set[int]:
+        """Airflow's ids of the live processes of a component's kind (the API server has none)."""
+        kind = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob"}.get(
+            component, "TriggererJob"
+        )
+        jobs = self._call("GET", f"/jobs?job_type={kind}&job_state=running&is_alive=true&limit=1000")["jobs"]
+        return {job["id"] for job in jobs}
+
+    # Components
+
+    def _launch(self, name: str) -> None:
+        arguments = {
+            "api-server": ["api-server", "--workers", "1"],
+            "scheduler": ["scheduler", "--skip-serve-logs"],
+            "dag-processor": ["dag-processor"],
+        }.get(name, ["triggerer", "--skip-serve-logs"])
+        try:
+            self._children[name] = Child(
+                [self._python, "-m", "airflow", *arguments],
+                env=self.environment,
+                cwd=self.directory,
+                log=self.directory / f"{name}.log",
+            )
+        except OSError as error:
+            raise AirflowStackError(str(error)) from error
+
+    def pid(self, component: str) -> int:
+        """The process id of the component itself, not of its launcher."""
+        return self._children[component].pid
+
+    def kill(self, component: str, signal_number: int = signal.SIGKILL) -> None:
+        """Send a signal to a component's main process. When it ends, its children are killed.
+
+        SIGKILL waits for that; SIGSTOP leaves the children running.
+        """
+        self._children[component].kill(signal_number)
+
+    def restart(self, component: str, timeout: float = 60) -> None:
+        """End a component in the orderly way, unless it has ended already, and start it again.
+
+        Returns when the new one is at work. A triggerer takes 10 s to end: `kill` it first to save them.
+        """
+        child, before = self._children[component], set[int]()
+        if component != "api-server":
+            before = self._jobs(component)
+        if child.alive:
+            child.kill(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=30)
+        child.stop()
+        self._launch(component)
+
+        def at_work() -> bool:
+            self._check_alive(component)
+            try:
+                if component == "api-server":
+                    return bool(self._call("GET", "/health", api="/execution"))
+                return bool(self._jobs(component) - before)
+            except (AirflowStackError, OSError):
+                return False
+
+        self._until(at_work, timeout, f"a new {component}")
+
+    def log_tails(self, components: Iterable[str] | None = None, lines: int = 25) -> str:
+        """The last lines that each component wrote."""
+        tails = []
+        for name in components or self.components:
+            with contextlib.suppress(FileNotFoundError):
+                text = (self.directory / f"{name}.log").read_text(errors="replace")
+                tails.append(f"--- {name} ---\n" + "\n".join(text.splitlines()[-lines:]))
+        return "\n".join(tails)
+
+    # The REST API
+
+    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 60) -> str:
+        """Unpause the DAG and start a run, once its file as it is now has been parsed."""
+        self._until(lambda: self._is_parsed(dag_id), timeout, f"DAG {dag_id}", self.dag_import_errors)
+        self._call("PATCH", f"/dags/{quote(dag_id)}?update_mask=is_paused", {"is_paused": False})
+        body = {"logical_date": None, "conf": dict(conf or {})}
+        return str(self._call("POST", f"/dags/{quote(dag_id)}/dagRuns", body)["dag_run_id"])
+
+    def _is_parsed(self, dag_id: str) -> bool:
+        for name, error in self.dag_import_errors().items():
+            with contextlib.suppress(OSError):
+                if dag_id in (self.dags_folder / name).read_text(errors="replace"):
+                    raise AirflowStackError(f"{name}, the file of DAG {dag_id}, cannot be imported:\n{error}")
+        dag = self._call("GET", f"/dags/{quote(dag_id)}", missing={})
+        if not dag.get("last_parsed_time") or dag["is_stale"]:
+            return False
+        parsed = datetime.fromisoformat(dag["last_parsed_time"].replace("Z", "+00:00")).timestamp()
+        return parsed >= Path(dag["fileloc"]).stat().st_mtime
+
+    def dag_import_errors(self) -> dict[str, str]:
+        """File name, relative to the DAGs folder, to stack trace."""
+        return {e["filename"]: e["stack_trace"] for e in self._call("GET", "/importErrors")["import_errors"]}
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """`queued`, `running`, `success` or `failed`."""
+        return str(self._call("GET", _run_path(dag_id, run_id))["state"])
+
+    def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """Task id to state, `task[0]` for mapped ones, "none" for those that the scheduler has not got to."""
+        found = self._call("GET", f"{_run_path(dag_id, run_id)}/taskInstances?limit=1000")["task_instances"]
+        names = (t["task_id"] + (f"[{t['map_index']}]" if t["map_index"] >= 0 else "") for t in found)
+        return dict(zip(names, (t["state"] or "none" for t in found), strict=True))
+
+    def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """Everything that the API says about a task instance: `pid`, `try_number`, `trigger` and more."""
+        found: dict[str, Any] = self._call("GET", _task_path(dag_id, run_id, task_id, map_index))
+        return found
+
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 120) -> str:
+        """Wait until the run has ended and return its state."""
+
+        def ended() -> str | None:
+            state = self.run_state(dag_id, run_id)
+            return state if state in ("success", "failed") else None
+
+        return self._until(
+            ended, timeout, f"the end of {dag_id} {run_id}", lambda: self.task_states(dag_id, run_id)
+        )
+
+    def wait_for_task(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        states: Iterable[str] = FINAL,
+        timeout: float = 60,
+        map_index: int = -1,
+    ) -> str:
+        """Wait until the task is in one of the states; return that. An error if its run ended without."""
+        wanted, name = frozenset(states), task_id + (f"[{map_index}]" if map_index >= 0 else "")
+
+        def reached() -> str | None:
+            state = self.task_states(dag_id, run_id).get(name, "none")
+            if state in FINAL - wanted and self.run_state(dag_id, run_id) in ("success", "failed"):
+                raise AirflowStackError(
+                    f"task {name} of {dag_id} {run_id} ended as {state}, not {sorted(wanted)}"
+                )
+            return state if state in wanted else None
+
+        what = f"task {name} of {dag_id} {run_id} to be in {sorted(wanted)}"
+        return self._until(reached, timeout, what, lambda: self.task_states(dag_id, run_id))
+
+    def task_log(
+        self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
+    ) -> str:
+        """The log of one try as text, worker's and triggerer's parts merged by time; "" if there is none.
+
+        From the files: of an unfinished task the API asks log servers, which are not started here.
+        """
+        folder = self.directory / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        if map_index >= 0:
+            folder /= f"map_index={map_index}"
+        files = [folder / f"attempt={try_number}.log", *folder.glob(f"attempt={try_number}.log.trigger.*")]
+        lines = [
+            line for file in files if file.exists() for line in file.read_text(errors="replace").splitlines()
+        ]
+        entries = [_log_entry(line) for line in lines]
+        return "\n".join(text for _, text in sorted(entries, key=lambda entry: entry[0]))
+
+    def xcom(
+        self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
+    ) -> Any:  # whatever the task pushed
+        """The value of an XCom; KeyError if there is none."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/xcomEntries/{quote(key)}"
+        entry = self._call("GET", f"{path}?map_index={map_index}&deserialize=true", missing=None)
+        if entry is None:
+            raise KeyError(key)
+        return entry["value"]
+
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
+        """What "mark as failed" or "mark as success" of the UI does."""
+        self._call("PATCH", _task_path(dag_id, run_id, task_id, map_index), {"new_state": state})
+
+    def clear_task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
+        """What "clear" of the UI does: the task runs again, as another try."""
+        task = [task_id, map_index] if map_index >= 0 else task_id
+        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task], "only_failed": False}
+        self._call("POST", f"/dags/{quote(dag_id)}/clearTaskInstances", body)
+
+    def _call(
+        self, method: str, path: str, body: object = None, *, missing: Any = _RAISE, api: str = "/api/v2"
+    ) -> Any:
+        """One request; the decoded reply. A 404 is an error unless `missing` says what to return for it."""
+        data, headers = (
+            json.dumps(body).encode() if body is not None else None,
+            {"Content-Type": "application/json"},
+        )
+        request = urllib.request.Request(f"{self.url}{api}{path}", data, headers, method=method)
+        try:
+            with _NO_PROXY.open(request, timeout=30) as reply:
+                content = reply.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == 404 and missing is not _RAISE:
+                    return missing
+                raise AirflowStackError(f"{method} {path}: {error.code} {error.read(1000)!r}") from None
+        return json.loads(content) if content else None
+
+    def _until(
+        self, condition: Callable[[], T | None], timeout: float, what: str, state: Callable[[], object] = str
+    ) -> T:
+        """Poll until a condition holds; a time-out says what was waited for and what was logged."""
+        deadline = time.monotonic() + timeout
+        while not (result := condition()):
+            if time.monotonic() > deadline:
+                raise AirflowStackError(f"waited {timeout:g} s for {what}: {state()}\n{self.log_tails()}")
+            time.sleep(0.1)
+        return result
+
+
+def _run_path(dag_id: str, run_id: str) -> str:
+    return f"/dags/{quote(dag_id)}/dagRuns/{quote(run_id)}"
+
+
+def _task_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    mapped = f"/{map_index}" if map_index >= 0 else ""
+    return f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}{mapped}"
+
+
+def _log_entry(line: str) -> tuple[str, str]:
+    """A line of a task log, JSON as a rule, as the time to sort by and the text to show."""
+    try:
+        entry = json.loads(line)
+        timestamp, event = entry.pop("timestamp"), entry.pop("event")
+    except (ValueError, KeyError, AttributeError):
+        return "", line
+    details = {key: entry[key] for key in ("reason", "error_detail", "exception") if entry.get(key)}
+    return timestamp, f"{timestamp} {entry.get('level', '')} {event}" + (
+        f" {json.dumps(details)}" if details else ""
+    )
+
+
+def _number_triggers_once(database: Path) -> None:
+    """Let trigger ids count up for ever, as in a server database.
+
+    SQLite gives the id of a deleted trigger to the next one. When a task is cleared and defers again at once,
+    a triggerer can take the new trigger for the old, which runs on: no `on_kill`, no new trigger.
+    """
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        schema = "SELECT sql FROM sqlite_master WHERE tbl_name = 'trigger' AND sql IS NOT NULL"
+        table, *indexes = (sql for (sql,) in connection.execute(f"{schema} ORDER BY type = 'index'"))
+        table = table.replace("id INTEGER NOT NULL", "id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL", 1)
+        table = table.replace("CONSTRAINT trigger_pkey PRIMARY KEY (id),", "")
+        connection.executescript(";\n".join(["BEGIN", 'DROP TABLE "trigger"', table, *indexes, "COMMIT;"]))
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "airflow-stack"

@@ -1,0 +1,510 @@
+"""A real Jobmon on this machine: server, reaper, client, in an environment of its own beside the project.
+
+Tests, demo and people use the same code. ``python -m dev.jobmon_sandbox`` starts one in the foreground.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dev.launcher import Child, free_ports
+
+T = TypeVar("T")
+HERE = Path(__file__).resolve().parent
+CONSTRAINTS = HERE / "jobmon_constraints.txt"
+# Pre-releases: pip takes them only by exact version (protocol page, "Run a real one").
+PACKAGES = ("jobmon_server==3.4.8.dev3", "jobmon_core==3.4.8", "jobmon_client==3.4.3.dev3")
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class SandboxError(Exception):
+    """The sandbox, or something that was asked of it, did not come about; the message holds what is known."""
+
+
+def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
+    """Poll until a condition holds, and return what it returned.
+
+    :raises TimeoutError: it did not, within the time-out in seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout:g} s for {what}")
+        time.sleep(0.05)
+    return result
+
+
+def install() -> Path:
+    """Make sure that Jobmon's environment exists and return its interpreter.
+
+    A second call returns at once; calls at the same time wait for each other; one that was interrupted is
+    done anew. The folder is ``.venv-jobmon``, or what JOBMON_SANDBOX_ENV names.
+
+    :raises SandboxError: the packages cannot be installed.
+    """
+    folder = Path(os.environ.get("JOBMON_SANDBOX_ENV") or HERE.parent / ".venv-jobmon")
+    python = folder / "bin" / "python"
+    wanted = hashlib.sha256("".join(PACKAGES).encode() + CONSTRAINTS.read_bytes()).hexdigest()
+    stamp = folder / ".installed"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(folder.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_text() == wanted:
+            return python
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(folder)])
+        requirements = ["--quiet", "--constraint", str(CONSTRAINTS), *PACKAGES]
+        if importlib.util.find_spec("uv"):
+            _run([sys.executable, "-m", "uv", "pip", "install", "--python", str(python), *requirements])
+        else:
+            _run([str(python), "-m", "pip", "install", *requirements])
+        stamp.write_text(wanted)
+    return python
+
+
+def _run(command: list[str], env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise SandboxError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class SandboxWorkflow:
+    """A workflow in the sandbox.
+
+    :param workflow_id: its id.
+    :param workflow_run_id: id of its latest run; None: it was never run.
+    :param marker: the file that its tasks need in order to succeed.
+    """
+
+    workflow_id: int
+    workflow_run_id: int | None
+    marker: Path
+
+    def release(self) -> None:
+        """Let its tasks succeed from now on."""
+        self.marker.touch()
+
+
+@dataclass(frozen=True)
+class SeenRequest:
+    """A request as the server saw it. ``time`` is in seconds since the epoch."""
+
+    time: float
+    method: str
+    path: str
+    query: str
+    status_code: int
+    body: Any
+    reply: Any
+
+
+class JobmonSandbox:
+    """A running Jobmon of its own: SQLite, free loopback ports; a context manager.
+
+    :param heartbeat_interval: seconds between heartbeats of Jobmon's own client. Default 2, for quick tests.
+    :param report_by_buffer: a heartbeat is good for the interval times this. Default 3.1.
+    :param directory: where database and logs go. Default: a temporary one, removed at the end.
+    :param database_uri: another database than SQLite, for Jobmon's server.
+    """
+
+    def __init__(
+        self,
+        *,
+        heartbeat_interval: float = 2,
+        report_by_buffer: float = 3.1,
+        directory: Path | None = None,
+        database_uri: str | None = None,
+    ) -> None:
+        self.heartbeat_interval = heartbeat_interval
+        self.report_by_buffer = report_by_buffer
+        self._own_directory = directory is None
+        self.directory = directory or Path()
+        self._database_uri = database_uri
+        self.python = Path()
+        self.url = ""
+        self._port = self._worker_port = 0
+        self._server: Child | None = None
+        self._worker: Child | None = None
+        self._executors: list[Child] = []
+        self._markers = 0
+
+    # Life
+
+    def __enter__(self) -> JobmonSandbox:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Install Jobmon if need be, start it, and return when it answers. A second call does nothing."""
+        if self._server is not None:
+            return
+        self.python = install()
+        if self._own_directory:
+            self.directory = Path(tempfile.mkdtemp(prefix="jobmon-sandbox-"))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._port, self._worker_port = free_ports(2)
+        self.url = f"http://127.0.0.1:{self._port}"
+        try:
+            self._create_database()
+            self._worker = self._launch("jobmon_worker.py", "serve", str(self._worker_port), log="worker.log")
+            self.start_server()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process, and remove the directory if it is ours. A second call does nothing."""
+        children = [child for child in (*self._executors, self._worker, self._server) if child]
+        for child in children:
+            child.hang_up()  # all at once: each takes its time
+        for child in children:
+            child.wait()
+        self._server = self._worker = None
+        self._executors.clear()
+        if self._own_directory and self.directory != Path():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.directory = Path()
+
+    def start_server(self) -> None:
+        """Start the server, on the same port and database as before, and wait until it is healthy."""
+        if self._server is not None and self._server.alive:
+            return
+        server = self._launch("jobmon_server.py", str(self._port), str(self._request_log), log="server.log")
+        self._server = server
+
+        def healthy() -> bool:
+            if not server.alive:
+                raise SandboxError(f"Jobmon's server has ended:\n{server.tail()}")
+            with contextlib.suppress(OSError):
+                return bool(self.get("/api/v2/health") == {"status": "OK"})
+            return False
+
+        try:
+            wait_until(healthy, 60, "Jobmon's server to be healthy")
+        except TimeoutError as error:
+            raise SandboxError(f"{error}:\n{server.tail()}") from None
+
+    def stop_server(self) -> None:
+        """Kill the server, as an outage does. The database stays."""
+        assert self._server is not None
+        self._server.kill(signal.SIGKILL)
+
+    def pause_server(self) -> None:
+        """Stop the server in its tracks: it accepts connections and answers none."""
+        assert self._server is not None
+        self._server.kill(signal.SIGSTOP)
+
+    def resume_server(self) -> None:
+        """Let a paused server go on."""
+        assert self._server is not None
+        self._server.kill(signal.SIGCONT)
+
+    def _launch(self, script: str, *arguments: str, log: str) -> Child:
+        return Child(
+            [str(self.python), str(HERE / script), *arguments],
+            env=self.environment(),
+            cwd=self.directory,
+            log=self.directory / log,
+        )
+
+    def _create_database(self) -> None:
+        if self._database_uri or self.database.exists():
+            _run([str(self.python.parent / "jobmon_server"), "init_db"], env=self.environment())
+            return
+        template = self.python.parent.parent / "template.db"  # making one takes several seconds
+        if not template.exists():
+            draft = self.directory / "template.db"
+            env = {**self.environment(), "JOBMON__DB__SQLALCHEMY_DATABASE_URI": f"sqlite:///{draft}"}
+            _run([str(self.python.parent / "jobmon_server"), "init_db"], env=env)
+            with contextlib.closing(sqlite3.connect(draft)) as database:
+                database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+            copy = template.with_name(f"template.{os.getpid()}.db")
+            shutil.move(draft, copy)
+            copy.replace(template)
+        shutil.copy(template, self.database)
+
+    # Where things are
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.directory / "jobmon.db"
+
+    @property
+    def _request_log(self) -> Path:
+        return self.directory / "requests.jsonl"
+
+    def environment(self, route_prefix: str = "/api/v2") -> dict[str, str]:
+        """Return the environment of a process that uses this Jobmon through Jobmon's own client.
+
+        :param route_prefix: ``/api/v2``: the server as released; ``/api/v3``: with the newer routes.
+        """
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("JOBMON__")}
+        return {
+            **inherited,
+            "PATH": f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "JOBMON__DB__SQLALCHEMY_DATABASE_URI": self._database_uri or f"sqlite:///{self.database}",
+            "JOBMON__SESSION__SECRET_KEY": "sandbox",
+            "JOBMON__OIDC__CONF_URL": "http://127.0.0.1/none",
+            "JOBMON__OIDC__CLIENT_ID": "none",
+            "JOBMON__OIDC__CLIENT_SECRET": "none",
+            "JOBMON__OIDC__SCOPE": "none",
+            "JOBMON__OIDC__ADMIN_GROUP": "none",
+            "JOBMON__HTTP__SERVICE_URL": self.url,
+            "JOBMON__HTTP__ROUTE_PREFIX": route_prefix,
+            "JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL": f"{self.heartbeat_interval:g}",
+            "JOBMON__HEARTBEAT__REPORT_BY_BUFFER": f"{self.report_by_buffer:g}",
+            "JOBMON__HEARTBEAT__TASK_INSTANCE_INTERVAL": "5",
+            "JOBMON__DISTRIBUTOR__POLL_INTERVAL": "1",
+        }
+
+    # Workflows
+
+    def make_workflow(
+        self, kind: str, *, tasks: int = 3, cluster: str = "multiprocess", waits: bool = False
+    ) -> SandboxWorkflow:
+        """Make a workflow with Jobmon's own client and, unless it is to be new, really execute it.
+
+        :param kind: ``new``: never run. ``fails``: its tasks have failed, and do so until it is released.
+            ``running``: its run is RUNNING, and its tasks wait until it is released. ``done``: it is DONE.
+        :param tasks: how many tasks. Default 3.
+        :param waits: its tasks wait until it is released instead of failing, as those of ``running`` do.
+        :raises SandboxError: it did not come to that.
+        """
+        self._markers += 1
+        marker = self.directory / f"marker-{self._markers}"
+        if kind == "done":
+            marker.touch()
+        command = f"test -e {marker}"
+        if waits or kind == "running":
+            command = f"until {command}; do sleep 0.2; done"
+        commands = [f"{command} && echo {n}" for n in range(tasks)]
+        workflow_id = self._work("make_workflow", commands=commands, cluster=cluster)
+        if kind == "new":
+            return SandboxWorkflow(workflow_id, None, marker)
+        workflow_run_id = self._work("create_run", workflow_id=workflow_id)
+        executor = self.execute(workflow_id, workflow_run_id, cluster)
+        wanted = {"fails": "E", "running": "R", "done": "D"}[kind]
+
+        def reached() -> bool:
+            status = self.run_status(workflow_run_id)
+            if status != wanted and not executor.alive:
+                raise SandboxError(f"the {kind} workflow's run ended {status}:\n{executor.tail()}")
+            return status == wanted and (kind == "running" or not executor.alive)
+
+        wait_until(reached, 60, f"the {kind} workflow")
+        return SandboxWorkflow(workflow_id, workflow_run_id, marker)
+
+    def make_workflow_in(
+        self, run_status: str, *, tasks: int = 1, good_for: float = 3600, waits: bool = False
+    ) -> SandboxWorkflow:
+        """Make a workflow whose run has a status, without executing anything: quick.
+
+        :param run_status: L, B, R, C, D or E.
+        :param good_for: seconds until the run counts as lost.
+        :param waits: see :meth:`make_workflow`.
+        """
+        workflow = self.make_workflow("new", tasks=tasks, waits=waits)
+        body = {"workflow_id": workflow.workflow_id, "user": "sandbox", "jobmon_version": "sandbox"}
+        reply = self.post("/api/v2/workflow_run", {**body, "next_report_increment": good_for})
+        run: int = reply["workflow_run_id"]
+        path = {"L": "", "B": "B", "C": "BC", "R": "BIOR", "D": "BIORD", "E": "BIORE", "A": "A"}[run_status]
+        for status in path:
+            self.put(f"/api/v2/workflow_run/{run}/update_status", {"status": status})
+        if run_status in "DE":
+            tasks_end = {"D": "D", "E": "F"}[run_status]
+            self.change("UPDATE task SET status = ? WHERE workflow_id = ?", tasks_end, workflow.workflow_id)
+        return SandboxWorkflow(workflow.workflow_id, run, workflow.marker)
+
+    def execute(self, workflow_id: int, workflow_run_id: int, cluster: str = "multiprocess") -> Child:
+        """Execute a run that is LINKING with Jobmon's own client, in a process of its own."""
+        arguments = ("execute", str(workflow_id), str(workflow_run_id), cluster)
+        child = self._launch("jobmon_worker.py", *arguments, log=f"execute-{workflow_run_id}.log")
+        self._executors.append(child)
+        return child
+
+    def resume_command(
+        self,
+        workflow_id: int,
+        *,
+        arguments: Sequence[str] = (),
+        prelude: str = "",
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Jobmon's own ``jobmon workflow_resume`` to its end.
+
+        :param arguments: further arguments of the command.
+        :param prelude: Python to run in that process before the command is imported.
+        :param env: added to its environment.
+        """
+        program = f"{prelude}\nimport sys\nfrom jobmon.client.cli import main\nsys.exit(main())"
+        command = ["workflow_resume", "-w", str(workflow_id), "-c", "multiprocess", *arguments]
+        return subprocess.run(
+            [str(self.python), "-c", program, *command],
+            env={**self.environment(), **(env or {})},
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    # The reaper
+
+    def reap(self) -> None:
+        """Let Jobmon's reaper make one pass over lost runs."""
+        self._work("reap")
+
+    def start_reaper(self, poll_interval: float = 1) -> None:
+        """Let Jobmon's reaper go round for ever."""
+        self._work("start_reaper", poll_interval=poll_interval)
+
+    def stop_reaper(self) -> None:
+        """Stop it."""
+        self._work("stop_reaper")
+
+    # What is there
+
+    def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Read straight from the database."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as database:
+            return database.execute(sql, parameters).fetchall()
+
+    def change(self, sql: str, *parameters: object) -> None:
+        """Change the database behind the server's back."""
+        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database, database:
+            database.execute(sql, parameters)
+
+    def workflow_status(self, workflow_id: int) -> str:
+        """Code of a workflow's status."""
+        return str(self.query("SELECT status FROM workflow WHERE id = ?", workflow_id)[0][0])
+
+    def run_status(self, workflow_run_id: int) -> str:
+        """Code of a run's status."""
+        return str(self.query("SELECT status FROM workflow_run WHERE id = ?", workflow_run_id)[0][0])
+
+    def runs(self, workflow_id: int) -> list[tuple[int, str]]:
+        """Ids and statuses of a workflow's runs, oldest first."""
+        sql = "SELECT id, status FROM workflow_run WHERE workflow_id = ? ORDER BY id"
+        return [(run, status) for run, status in self.query(sql, workflow_id)]
+
+    def task_statuses(self, workflow_id: int) -> list[str]:
+        """Statuses of a workflow's tasks."""
+        return [s for (s,) in self.query("SELECT status FROM task WHERE workflow_id = ?", workflow_id)]
+
+    def heartbeat_date(self, workflow_run_id: int) -> datetime:
+        """When a run counts as lost, in UTC without time zone, as the database holds it."""
+        rows = self.query("SELECT heartbeat_date FROM workflow_run WHERE id = ?", workflow_run_id)
+        return datetime.fromisoformat(rows[0][0])
+
+    def age_heartbeat(self, workflow_run_id: int, seconds: float) -> None:
+        """Move a run's heartbeat date back, so that it counts as lost the sooner."""
+        date = self.heartbeat_date(workflow_run_id) - timedelta(seconds=seconds)
+        self.change("UPDATE workflow_run SET heartbeat_date = ? WHERE id = ?", str(date), workflow_run_id)
+
+    def requests(self, path_part: str = "") -> list[SeenRequest]:
+        """Return what the server was asked, in order, where the path contains a text."""
+        if not self._request_log.exists():
+            return []
+        seen = []
+        for line in self._request_log.read_text().splitlines():
+            entry = json.loads(line)
+            if path_part in entry["path"]:
+                entry |= {key: _json_or_text(entry[key]) for key in ("body", "reply")}
+                seen.append(SeenRequest(**entry))
+        return seen
+
+    # HTTP
+
+    def get(self, path: str) -> Any:
+        """GET a path of the server."""
+        return self._http("GET", f"{self.url}{path}", None)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """POST to a path of the server."""
+        return self._http("POST", f"{self.url}{path}", body)
+
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """PUT to a path of the server."""
+        return self._http("PUT", f"{self.url}{path}", body)
+
+    def _work(self, action: str, **arguments: Any) -> Any:
+        url = f"http://127.0.0.1:{self._worker_port}/{action}"
+        worker = self._worker
+        if worker is None:
+            raise SandboxError("the sandbox is not started")
+
+        def listening() -> bool:
+            if not worker.alive:
+                raise SandboxError(f"Jobmon's worker has ended:\n{worker.tail()}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._worker_port), 1):
+                return True
+            return False
+
+        wait_until(listening, 30, "Jobmon's worker")
+        return self._http("POST", url, arguments, timeout=120)
+
+    @staticmethod
+    def _http(method: str, url: str, body: dict[str, Any] | None, timeout: float = 30) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with _NO_PROXY.open(request, timeout=timeout) as reply:
+                return json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                raise SandboxError(f"{method} {url}: {error.code} {error.read().decode()[-3000:]}") from None
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def main() -> None:
+    """Start a sandbox in the foreground with a workflow that has failed, until interrupted."""
+    print("Starting Jobmon …", flush=True)
+    with JobmonSandbox() as sandbox:
+        sandbox.start_reaper(10)
+        workflow = sandbox.make_workflow("fails")
+        settings = sandbox.environment()
+        print(f"Jobmon answers at {sandbox.url}. For its own client, and for this provider's:")
+        for name in ("JOBMON__HTTP__SERVICE_URL", "JOBMON__HTTP__ROUTE_PREFIX"):
+            print(f"  export {name}={settings[name]}")
+        print(f"  {sandbox.python.parent}/jobmon workflow_status -w {workflow.workflow_id}")
+        print(f"Workflow {workflow.workflow_id} has failed. Its tasks succeed once this file exists:")
+        print(f"  touch {workflow.marker}")
+        print("Ctrl-C ends it.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()

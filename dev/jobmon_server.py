@@ -1,0 +1,188 @@
+"""Jobmon's real server, as the sandbox starts it. Runs in Jobmon's own environment, not in the project's.
+
+    python jobmon_server.py PORT REQUEST_LOG
+
+``/api/v2`` is the server as released. ``/api/v3`` of the released server wants a browser login and lacks what
+came later; here it answers as Jobmon's development version ("3.7") does where the protocol page says that it
+differs: the routes below, written for these tests, on the released server's own models.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import zlib
+from typing import Annotated, Any
+
+import nltk
+import uvicorn
+
+# The server downloads a corpus for its error pages when it is imported. Without a network that takes ten
+# seconds to fail, and nothing here needs it.
+nltk.download = lambda *args, **kwargs: False
+
+from fastapi import APIRouter, Body, HTTPException, Query  # noqa: E402
+from jobmon.server.web.api import get_app  # noqa: E402
+from jobmon.server.web.db_admin import get_session_local  # noqa: E402
+from jobmon.server.web.models.task import Task  # noqa: E402
+from jobmon.server.web.models.task_instance import TaskInstance  # noqa: E402
+from jobmon.server.web.models.tool import Tool  # noqa: E402
+from jobmon.server.web.models.tool_version import ToolVersion  # noqa: E402
+from jobmon.server.web.models.workflow import Workflow  # noqa: E402
+from jobmon.server.web.models.workflow_run import WorkflowRun  # noqa: E402
+from jobmon.server.web.models.workflow_status import WorkflowStatus  # noqa: E402
+from jobmon.server.web.routes.utils import get_user  # noqa: E402
+from sqlalchemy import func, select  # noqa: E402
+
+KILL_SELF = "K"
+RESOURCE_ERROR = "Z"
+MAX_LOGGED = 4096
+
+newer = APIRouter(prefix="/api/v3")
+
+
+def kill_self_instances(session: Any, workflow_id: int) -> list[TaskInstance]:
+    query = (
+        select(TaskInstance)
+        .join(WorkflowRun, TaskInstance.workflow_run_id == WorkflowRun.id)
+        .where(WorkflowRun.workflow_id == workflow_id, TaskInstance.status == KILL_SELF)
+    )
+    return list(session.scalars(query))
+
+
+@newer.post("/workflow/{workflow_id}/set_resume")
+def set_resume(workflow_id: int, message: Annotated[dict[str, bool], Body()]) -> dict[str, Any]:
+    # The released v3 route asks whose browser it is, by itself.
+    with get_session_local()() as session, session.begin():
+        workflow = session.get(Workflow, workflow_id)
+        if workflow is not None:
+            workflow.resume(message["reset_running_jobs"])
+    return {}
+
+
+@newer.get("/workflow/{workflow_id}/is_resumable")
+def is_resumable(workflow_id: int) -> dict[str, Any]:
+    with get_session_local()() as session:
+        workflow = session.get(Workflow, workflow_id)
+        if workflow is None:
+            raise HTTPException(404, f"Workflow with ID {workflow_id} not found in database.")
+        pending = len(kill_self_instances(session, workflow_id))
+        return {"workflow_is_resumable": workflow.is_resumable, "pending_kill_self": pending}
+
+
+@newer.post("/workflow/{workflow_id}/force_cleanup_kill_self")
+def force_cleanup_kill_self(workflow_id: int) -> dict[str, int]:
+    with get_session_local()() as session, session.begin():
+        instances = kill_self_instances(session, workflow_id)
+        for instance in instances:
+            instance.status = "F"
+        stopping = select(WorkflowRun).where(
+            WorkflowRun.workflow_id == workflow_id, WorkflowRun.status.in_(["C", "H"])
+        )
+        runs = list(session.scalars(stopping))
+        for run in runs:
+            run.transition("T")
+        return {"num_cleaned_up": len(instances), "num_workflow_runs_finalized": len(runs)}
+
+
+@newer.post("/workflow/{workflow_id}/increase_resources")
+def increase_resources(workflow_id: int) -> dict[str, Any]:
+    # Finds the tasks that the real one does, those whose latest instance ended for lack of resources, and
+    # leaves them in the same status. By how much it raises what is the server's business.
+    with get_session_local()() as session, session.begin():
+        latest = select(func.max(TaskInstance.id)).group_by(TaskInstance.task_id)
+        short = select(Task).join(TaskInstance, TaskInstance.task_id == Task.id)
+        short = short.where(
+            Task.workflow_id == workflow_id,
+            Task.status.in_(["E", "F"]),
+            TaskInstance.id.in_(latest),
+            TaskInstance.status == RESOURCE_ERROR,
+        )
+        tasks = list(session.scalars(short))
+        for task in tasks:
+            task.status = "E"
+        return {"updated_task_count": len(tasks), "updated_task_ids": [task.id for task in tasks]}
+
+
+@newer.get("/lost_workflow_run")
+def lost_workflow_run(version: str, status: Annotated[list[str], Query()]) -> dict[str, Any]:
+    with get_session_local()() as session:
+        lost = select(WorkflowRun.id, WorkflowRun.workflow_id).where(
+            WorkflowRun.status.in_(status), WorkflowRun.heartbeat_date <= func.now()
+        )
+        return {"workflow_runs": [list(row) for row in session.execute(lost)]}
+
+
+@newer.get("/workflow_details_viz/{workflow_id}")
+def workflow_details_viz(workflow_id: int) -> list[dict[str, Any]]:
+    with get_session_local()() as session:
+        workflow = session.get(Workflow, workflow_id)
+        latest = select(WorkflowRun).where(WorkflowRun.workflow_id == workflow_id)
+        run = session.scalars(latest.order_by(WorkflowRun.heartbeat_date.desc())).first()
+        if workflow is None or run is None:
+            return []
+        tool = session.get(Tool, session.get(ToolVersion, workflow.tool_version_id).tool_id)
+        return [
+            {
+                "wf_name": workflow.name,
+                "wf_args": workflow.workflow_args,
+                "wf_status": workflow.status,
+                "wf_status_desc": session.get(WorkflowStatus, workflow.status).description,
+                "wf_created_date": str(workflow.created_date),
+                "wf_status_date": str(workflow.status_date),
+                "tool_name": tool.name,
+                "wfr_jobmon_version": run.jobmon_version,
+                "wfr_heartbeat_date": str(run.heartbeat_date),
+                "wfr_user": run.user,
+            }
+        ]
+
+
+class RequestLog:
+    """ASGI middleware: one JSON line for each request, with what was asked and what was replied."""
+
+    def __init__(self, app: Any, path: str) -> None:
+        self.app = app
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115  # open as long as the server runs
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        entry = {"time": time.time(), "method": scope["method"], "path": scope["path"]}
+        entry["query"] = scope["query_string"].decode()
+        asked, replied = bytearray(), bytearray()
+
+        async def listen() -> Any:
+            message = await receive()
+            asked.extend(message.get("body", b"")[: MAX_LOGGED - len(asked)])
+            return message
+
+        async def speak(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                entry["status_code"] = message["status"]
+            replied.extend(message.get("body", b"")[: MAX_LOGGED - len(replied)])
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                log()  # before the client has it, so that whoever got a reply finds it in the log
+            await send(message)
+
+        def log() -> None:
+            zipped = replied.startswith(b"\x1f\x8b")
+            # a long reply is cut in the middle, which zlib.decompress() refuses
+            reply = zlib.decompressobj(wbits=31).decompress(replied, MAX_LOGGED) if zipped else bytes(replied)
+            texts = {"body": asked.decode(errors="replace"), "reply": reply.decode(errors="replace")}
+            self.file.write(json.dumps({**entry, **texts}) + "\n")
+
+        await self.app(scope, listen, speak)
+
+
+def main(port: int, request_log: str) -> None:
+    app = get_app()
+    app.dependency_overrides[get_user] = lambda: {"email": "sandbox@example.org", "groups": []}
+    app.router.routes[:0] = newer.routes  # the first route that matches is taken
+    uvicorn.run(RequestLog(app, request_log), host="127.0.0.1", port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
