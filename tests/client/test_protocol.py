@@ -1,0 +1,299 @@
+"""How responses are deciphered and replies are read, without a server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.exceptions import (
+    InvalidRequest,
+    InvalidResponse,
+    JobmonError,
+    NotAuthorized,
+    RecordNotFound,
+    RouteNotSupported,
+    ServerFailure,
+    ServerUnreachable,
+    UnreadableReply,
+    WorkflowNotFound,
+    WorkflowNotResumable,
+    WorkflowRunNotFound,
+)
+from airflow_jobmon_provider.client.protocol import (
+    CreatedRun,
+    LostRun,
+    Response,
+    Resumability,
+    WorkflowDetails,
+)
+from airflow_jobmon_provider.client.statuses import RunStatus
+
+URL = "http://jobmon.example/api/v3/workflow/7/is_resumable"
+SERVER = "http://jobmon.example/api/v3"
+
+
+def response(status: int, body: Any = b"", **headers: str) -> Response:
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    return Response(status, {key.replace("_", "-"): value for key, value in headers.items()}, body)
+
+
+def test_a_good_reply_is_its_json() -> None:
+    assert protocol.decipher("get", URL, response(200, {"a": 1})) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("got", "error", "says"),
+    [
+        (response(400, {"error": {"type": "InvalidUsage"}}), InvalidRequest, "400"),
+        (response(401, b"who?"), NotAuthorized, "check the login, password or token"),
+        (response(403, {"detail": "Unauthorized"}), NotAuthorized, "403"),
+        (response(404, {"detail": "Not Found"}), InvalidRequest, "check the address and the route prefix"),
+        (response(404, {"error": f"Route {URL} not found"}), InvalidRequest, "route prefix"),
+        (response(404, b"<html>not found</html>"), InvalidRequest, "<html>not found</html>"),
+        (response(404, ["workflow"]), InvalidRequest, "404"),
+        (response(404, {"detail": "Workflow with ID 7 not found in database."}), RecordNotFound, "ID 7"),
+        (response(500, {"error": {"type": "<class 'x.NoResultFound'>"}}), RecordNotFound, "500"),
+        (response(500, {"error": {"type": "<class 'KeyError'>"}}), ServerFailure, "KeyError"),
+        (response(500, {"error": "broken"}), ServerFailure, "broken"),
+        (response(502, b"<html>bad gateway</html>"), ServerFailure, "502"),
+        (response(423, {"error": {"type": "OperationalError"}}), ServerFailure, "423"),
+        (response(429), ServerFailure, "429"),
+        (response(422, {"detail": [{"msg": "field required"}]}), InvalidRequest, "422"),
+        (response(302, location="https://sso.example/login"), InvalidRequest, "https://sso.example/login"),
+        (response(307), InvalidRequest, "nowhere"),
+        (response(200, b"<html>Log in</html>"), UnreadableReply, "is this Jobmon?"),
+        (response(200, b'{"cut": '), UnreadableReply, "not JSON"),
+        (response(200, b""), UnreadableReply, "not JSON"),
+        (response(200, b"[" * 200_000), UnreadableReply, "not JSON"),
+        (response(200, b" " * (protocol.MAX_REPLY_BYTES + 1)), UnreadableReply, "more than"),
+    ],
+)
+def test_every_other_response_is_one_typed_line_that_names_the_url(
+    got: Response, error: type[JobmonError], says: str
+) -> None:
+    with pytest.raises(JobmonError) as caught:
+        protocol.decipher("get", URL, got)
+    assert type(caught.value) is error
+    line = str(caught.value)
+    assert says in line
+    assert f"GET {URL}" in line
+    assert "\n" not in line
+    assert len(line) < 500
+
+
+@given(st.integers(100, 599), st.binary(max_size=300))
+def test_any_response_is_json_or_a_typed_error(status: int, body: bytes) -> None:
+    try:
+        protocol.decipher("get", URL, Response(status, {}, body))
+    except JobmonError:
+        return
+    assert 200 <= status < 300
+    json.loads(body)
+
+
+def test_what_may_have_been_carried_out_and_what_not() -> None:
+    def failure(status: int, **headers: str) -> ServerFailure:
+        with pytest.raises(ServerFailure) as caught:
+            protocol.decipher("post", URL, response(status, **headers))
+        return caught.value
+
+    assert failure(500).processed
+    assert not failure(423).processed
+    assert not failure(429).processed
+    assert failure(503, retry_after="7").retry_after == 7
+    assert failure(503, retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
+    assert protocol.is_retryable(failure(500))
+    assert not protocol.was_not_processed(failure(500))
+    assert protocol.was_not_processed(failure(423))
+    refused = protocol.unreachable("post", URL, "Connection refused", connected=False)
+    assert protocol.is_retryable(refused)
+    assert protocol.was_not_processed(refused)
+    assert not protocol.was_not_processed(protocol.unreachable("post", URL, "reset", connected=True))
+    assert not protocol.is_retryable(UnreadableReply("html"))
+    assert not protocol.is_retryable(RecordNotFound("none"))
+
+
+def test_an_excerpt_is_one_short_line_without_control_characters() -> None:
+    assert protocol.excerpt(b"a\x1b[31mred\r\n\tb\x00") == "a [31mred b"
+    assert len(protocol.excerpt("x" * 1000)) == 200
+
+
+# --- what calls send and read -------------------------------------------------------------------------------
+
+
+def test_calls_send_what_the_protocol_page_says() -> None:
+    assert protocol.set_resume(7, True).message == {"reset_running_jobs": True}
+    assert protocol.set_resume_state(7, False).message == {"reset_if_running": False}
+    assert protocol.log_heartbeat(3, RunStatus.LINKING, 93.0).message == {
+        "next_report_increment": 93.0,
+        "status": "L",
+    }
+    assert protocol.peek_status(3).message["status"] == "G"
+    assert protocol.update_status(3, RunStatus.ABORTED).message == {"status": "A"}
+    create = protocol.create_workflow_run(7, "alice", 93.0)
+    assert create.message["next_report_increment"] == 93.0
+    assert create.message["user"] == "alice"
+    assert not create.idempotent
+
+
+CALLS: list[tuple[protocol.Call[Any], Any, Any]] = [
+    (protocol.set_resume(7, True), {}, None),
+    (protocol.is_resumable(7), {"workflow_is_resumable": True}, Resumability(True, None)),
+    (
+        protocol.is_resumable(7),
+        {"workflow_is_resumable": False, "pending_kill_self": 2},
+        Resumability(False, 2),
+    ),
+    (protocol.force_cleanup_kill_self(7), {"num_cleaned_up": 4, "num_workflow_runs_finalized": 1}, 4),
+    (protocol.set_resume_state(7, True), {}, None),
+    (
+        protocol.create_workflow_run(7, "a", 93.0),
+        {"workflow_run_id": 5, "status": "L"},
+        CreatedRun(5, RunStatus.LINKING),
+    ),
+    (protocol.log_heartbeat(5, RunStatus.LINKING, 93.0), {"status": "B"}, RunStatus.BOUND),
+    (protocol.peek_status(5), {"status": "R"}, RunStatus.RUNNING),
+    (protocol.update_status(5, RunStatus.ABORTED), {"status": "A"}, RunStatus.ABORTED),
+    (
+        protocol.workflow_details(7),
+        [{"wf_status": "F", "wf_name": "x"}, {"wf_status": "F", "wf_name": "x"}],
+        WorkflowDetails("F", "x"),
+    ),
+    (protocol.workflow_details(7), [], None),
+    (protocol.lost_workflow_runs(RunStatus.LINKING), {"workflow_runs": [[5, 7]]}, (LostRun(5, 7),)),
+    (protocol.reap(5), {"status": "A"}, None),
+    (protocol.health(), {"status": "OK"}, None),
+    (protocol.api_version(), {"status": "v3"}, "v3"),
+]
+
+
+@pytest.mark.parametrize(("call", "reply", "value"), CALLS, ids=lambda v: getattr(v, "route", None))
+def test_a_reply_is_read_into_typed_data(call: protocol.Call[Any], reply: Any, value: Any) -> None:
+    assert call.read(reply) == value
+
+
+@pytest.mark.parametrize("call", [call for call, _, _ in CALLS], ids=lambda call: call.route)
+@given(
+    reply=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "status",
+                        "workflow_is_resumable",
+                        "pending_kill_self",
+                        "workflow_run_id",
+                        "err_msg",
+                        "num_cleaned_up",
+                        "wf_status",
+                        "wf_name",
+                        "workflow_runs",
+                    ]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=6,
+    )
+)
+def test_any_json_is_read_or_a_typed_error(call: protocol.Call[Any], reply: Any) -> None:
+    try:
+        call.read(reply)
+    except JobmonError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_refusal_with_status_200_is_an_error_with_the_servers_words() -> None:
+    with pytest.raises(WorkflowNotResumable, match="Please set the appropriate resume state"):
+        protocol.set_resume_state(7, True).read({"err_msg": "Please set the appropriate resume state."})
+    with pytest.raises(WorkflowNotResumable, match="currently linking"):
+        protocol.create_workflow_run(7, "a", 93).read(
+            {"workflow_run_id": None, "err_msg": "currently linking"}
+        )
+    with pytest.raises(WorkflowNotFound, match="workflow 7 does not exist"):
+        protocol.create_workflow_run(7, "a", 93).read(
+            {"workflow_run_id": None, "err_msg": "No workflow exists for ID 7"}
+        )
+
+
+@pytest.mark.parametrize("rows", [[5], [[5]], [["5", 7]], [[5, True]], [[5, 7, 9]]])
+def test_a_list_of_lost_runs_holds_pairs_of_ids(rows: Any) -> None:
+    with pytest.raises(UnreadableReply, match="expected pairs of ids"):
+        protocol.lost_workflow_runs(RunStatus.LINKING).read({"workflow_runs": rows})
+
+
+def test_an_unknown_status_is_not_taken_for_another() -> None:
+    with pytest.raises(UnreadableReply, match="'Z' is no status of a workflow run"):
+        protocol.peek_status(5).read({"status": "Z"})
+
+
+def test_errors_are_explained_in_terms_of_what_was_asked() -> None:
+    found = protocol.is_resumable(7).explain(RecordNotFound("500 NoResultFound", 500), SERVER)
+    assert type(found) is WorkflowNotFound
+    assert str(found) == f"workflow 7 does not exist at {SERVER}"
+    run = protocol.peek_status(5).explain(RecordNotFound("500 NoResultFound", 500), SERVER)
+    assert type(run) is WorkflowRunNotFound
+    cannot = protocol.force_cleanup_kill_self(7).explain(InvalidRequest(f"POST {SERVER}: 404", 404), SERVER)
+    assert type(cannot) is RouteNotSupported
+    assert str(cannot) == f"this Jobmon server ({SERVER}) cannot force a clean-up; needs a newer one"
+    bad = InvalidRequest(f"GET {SERVER}: 400", 400)
+    assert protocol.force_cleanup_kill_self(7).explain(bad, SERVER) is bad
+    with pytest.raises(UnreadableReply) as caught:
+        protocol.is_resumable(7).understand(["no object"], SERVER)
+    asked = f"GET {SERVER}/workflow/7/is_resumable"
+    assert str(caught.value) == f"{asked}: expected a JSON object, got ['no object']"
+
+
+def test_a_route_cannot_leave_its_place_in_the_url() -> None:
+    assert protocol.url_of(SERVER, "/workflow/7?x#y") == f"{SERVER}/workflow/7%3Fx%23y"
+
+
+# --- errors of somebody else's requester --------------------------------------------------------------------
+
+
+class ForeignRequest(Exception):
+    pass
+
+
+ForeignRequest.__name__ = "InvalidRequest"
+
+
+class ForeignResponse(Exception):
+    pass
+
+
+ForeignResponse.__name__ = "InvalidResponse"
+
+
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        (ForeignRequest("Client error with status code 404 from GET. Response content: {}"), InvalidRequest),
+        (
+            ForeignRequest("status code 404 from GET. Response content: {'detail': 'Workflow with ID 7 …'}"),
+            RecordNotFound,
+        ),
+        (ForeignRequest("Client error with status code 401 from GET"), NotAuthorized),
+        (ForeignResponse("status code 500 from GET. Response content: …NoResultFound…"), RecordNotFound),
+        (ForeignResponse("status code 503 from GET"), ServerFailure),
+        (ConnectionRefusedError("refused"), ServerUnreachable),
+        (RuntimeError("Exceeded HTTP request retry budget due to: x"), InvalidResponse),
+        (WorkflowNotFound("ours already"), WorkflowNotFound),
+    ],
+)
+def test_errors_of_jobmons_own_requester_are_understood(foreign: Exception, ours: type[Exception]) -> None:
+    assert type(protocol.translate(foreign)) is ours
+
+
+@pytest.mark.parametrize("foreign", [RuntimeError("a bug"), KeyError("x")])
+def test_an_error_that_is_none_of_ours_stays_what_it_is(foreign: Exception) -> None:
+    assert protocol.translate(foreign) is None

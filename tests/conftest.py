@@ -1,0 +1,85 @@
+"""What every kind of test uses: a real Jobmon, and a small HTTP server for what Jobmon never replies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from airflow_jobmon_provider.client.requester import Requester
+from dev.jobmon_sandbox import JobmonSandbox
+from tests.stub_server import StubServer
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep Jobmon's and Airflow's settings of whoever runs the tests out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("JOBMON__", "AIRFLOW_")):
+                patch.delenv(name)
+        patch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow-home")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[JobmonSandbox]:
+    """A real Jobmon for the whole session; each test makes workflows of its own."""
+    with JobmonSandbox() as jobmon:
+        yield jobmon
+
+
+@pytest.fixture(params=["/api/v2", "/api/v3"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    """Run a test on the server as released, and with the newer routes."""
+    return str(request.param)
+
+
+@pytest.fixture
+def requester(sandbox: JobmonSandbox, prefix: str) -> Iterator[Requester]:
+    """This project's requester for the sandbox, without patience: tests wait for nothing by chance."""
+    requester = Requester(sandbox.url + prefix, retries_timeout=0)
+    yield requester
+    requester.close()
+
+
+@pytest.fixture
+def connection(sandbox: JobmonSandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Define the connection ``jobmon_default``; by default to the sandbox, released routes, no patience."""
+
+    def define(url: str = sandbox.url, *, conn_id: str = "jobmon_default", **fields: Any) -> None:
+        extra = {"route_prefix": "/api/v2", "retries_timeout": 0, **fields.pop("extra", {})}
+        value = {"conn_type": "jobmon", "host": url, "extra": extra, **fields}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(value))
+
+    define()
+    return define
+
+
+@pytest.fixture
+def logged(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Return what Airflow has logged so far: its loggers are structlog's and write to standard output."""
+    seen: list[str] = []
+
+    def read() -> str:
+        seen.append(capsys.readouterr().out)
+        return "".join(seen)
+
+    return read
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[..., StubServer]]:
+    """Make servers that reply what a test says."""
+    servers: list[StubServer] = []
+
+    def make(*replies: object, **options: Any) -> StubServer:
+        servers.append(StubServer(*replies, **options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()

@@ -1,0 +1,345 @@
+"""An Airflow connection becomes a client; everything wrong with it is one line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat import connection as airflow_connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection
+from pytest_mock import MockerFixture
+
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.exceptions import ConfigError, WorkflowNotFound
+from airflow_jobmon_provider.client.settings import Settings
+from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
+from airflow_jobmon_provider.hooks import jobmon as hook_module
+from airflow_jobmon_provider.hooks.jobmon import JobmonHook, JobmonServer, server_of_connection
+from dev.jobmon_sandbox import JobmonSandbox
+from tests.stub_server import Reply, StubServer
+
+
+def server(extra: Any = None, **fields: Any) -> JobmonServer:
+    text = extra if extra is None or isinstance(extra, str) else json.dumps(extra)
+    fields.setdefault("host", "jobmon.example")
+    return server_of_connection(Connection(conn_id="jm", conn_type="jobmon", extra=text, **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ({"host": "jobmon.example"}, "http://jobmon.example/api/v3"),
+        ({"host": "jobmon.example", "port": 8070}, "http://jobmon.example:8070/api/v3"),
+        ({"host": "jobmon.example", "schema": "https"}, "https://jobmon.example/api/v3"),
+        ({"host": "https://jobmon.example"}, "https://jobmon.example/api/v3"),
+        ({"host": "https://jobmon.example", "schema": "http"}, "https://jobmon.example/api/v3"),
+        ({"host": "https://jobmon.example/jobmon/", "port": 444}, "https://jobmon.example:444/jobmon/api/v3"),
+        ({"host": "http://jobmon.example:81", "port": 82}, "http://jobmon.example:81/api/v3"),
+        ({"host": "::1", "port": 8070}, "http://[::1]:8070/api/v3"),
+        ({"host": "[::1]"}, "http://[::1]/api/v3"),
+        ({"host": " jobmon.example "}, "http://jobmon.example/api/v3"),
+        ({"extra": {"route_prefix": "/api/v2"}}, "http://jobmon.example/api/v2"),
+        ({"extra": {"route_prefix": ""}}, "http://jobmon.example"),
+    ],
+)
+def test_address(fields: dict[str, Any], url: str) -> None:
+    assert server(**fields).settings.service_url == url
+
+
+@pytest.mark.parametrize(
+    ("fields", "header"),
+    [
+        ({}, None),
+        ({"login": "alice", "password": "pw"}, "Basic YWxpY2U6cHc="),
+        ({"login": "alice"}, "Basic YWxpY2U6"),
+        ({"password": "token"}, "Bearer token"),
+    ],
+)
+def test_credentials(fields: dict[str, Any], header: str | None) -> None:
+    settings = server(**fields).settings
+    assert settings.headers.get("Authorization") == header
+    assert "pw" not in repr(settings)
+    assert "token" not in repr(settings)
+
+
+def test_extra(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.touch()
+    found = server(
+        {
+            "request_timeout": 5,
+            "retries_attempts": 3,
+            "retries_timeout": "60",
+            "verify": str(bundle),
+            "headers": {"X-Site": "north"},
+            "workflow_run_heartbeat_interval": 12.5,
+            "heartbeat_report_by_buffer": "2.5",
+            "gui_url": "https://gui.example/",
+            "jobmon_python": "/opt/jobmon/bin/python",
+        }
+    )
+    assert found.jobmon_python == "/opt/jobmon/bin/python"
+    assert found.gui_url == "https://gui.example"
+    assert found.settings == Settings(
+        "http://jobmon.example/api/v3",
+        retries_timeout=60,
+        retries_attempts=3,
+        request_timeout=5,
+        headers={"X-Site": "north"},
+        verify=str(bundle),
+        heartbeat_interval=12.5,
+        report_by_buffer=2.5,
+    )
+
+
+def test_what_is_not_given_is_jobmons_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server({"gui_url": "", "retries_timeout": None, "verify": ""}).settings == Settings(
+        "http://jobmon.example/api/v3"
+    )
+    monkeypatch.setenv("JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL", "45")
+    assert server().settings.heartbeat_interval == 45
+
+
+@pytest.mark.parametrize(
+    ("value", "verify"), [(True, True), (False, False), ("false", False), ("True", True)]
+)
+def test_verify(value: Any, verify: bool) -> None:
+    assert server({"verify": value}).settings.verify is verify
+
+
+def test_a_misspelt_key_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    server({"route_prefx": "/api/v2", "verify": True})
+    assert caplog.messages == ["connection 'jm': nothing reads route_prefx in its extra"]
+
+
+def test_headers_as_text_from_a_form() -> None:
+    assert server({"headers": '{"X-Site": "north"}'}).settings.headers == {"X-Site": "north"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"host": None}, "the host is missing"),
+        ({"host": "  "}, "the host is missing"),
+        ({"schema": "ftp"}, "got scheme 'ftp'"),
+        ({"host": "a b"}, "must look like"),
+        ({"extra": "{not json"}, "the extra is not valid JSON"),
+        ({"extra": "[1]"}, "the extra must be a JSON object"),
+        ({"extra": {"route_prefix": 3}}, "route_prefix in the extra must be text, not 3"),
+        ({"extra": {"route_prefix": "/../x"}}, "is not a path such as"),
+        ({"extra": {"request_timeout": "soon"}}, "request_timeout in the extra must be a number, not 'soon'"),
+        ({"extra": {"request_timeout": 0}}, "request_timeout must be larger than 0"),
+        ({"extra": {"retries_timeout": -1}}, "retries_timeout in the extra must be a number"),
+        ({"extra": {"retries_attempts": 1.5}}, "retries_attempts in the extra must be an integer"),
+        (
+            {"extra": {"workflow_run_heartbeat_interval": True}},
+            "workflow_run_heartbeat_interval in the extra",
+        ),
+        ({"extra": {"verify": "/no/such/bundle"}}, "names a CA bundle that does not exist"),
+        ({"extra": {"verify": 3}}, "verify in the extra must be true, false or a path"),
+        ({"extra": {"headers": ["s3cret"]}}, "headers in the extra must be a JSON object of one-line texts"),
+        ({"extra": {"headers": "{s3cret"}}, "headers in the extra must be"),
+        ({"extra": {"headers": {"X": "s3cret\r\nY: 1"}}}, "headers in the extra must be"),
+        (
+            {"extra": {"gui_url": "javascript:alert(1)"}},
+            "gui_url in the extra must be an http or https address",
+        ),
+        ({"extra": {"gui_url": "http://u:s3cret@h"}}, "without credentials"),
+    ],
+)
+def test_a_malformed_connection_is_one_line_that_names_what_is_wrong(
+    fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        server(**{"password": "s3cret", **fields})
+    line = str(caught.value)
+    assert line.startswith("connection 'jm': ")
+    assert says in line
+    assert "s3cret" not in line
+    assert "\n" not in line
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_the_hook_reads_the_connection_once(connection: Callable[..., None], sandbox: JobmonSandbox) -> None:
+    hook = JobmonHook()
+    assert hook.get_conn() is hook.get_conn()
+    assert hook.get_conn().url == f"{sandbox.url}/api/v2"
+    assert asyncio.run(hook.aserver()) is hook.server
+
+
+def test_another_connection(connection: Callable[..., None]) -> None:
+    connection("http://other.example", conn_id="other")
+    assert JobmonHook("other").get_conn().url == "http://other.example/api/v2"
+
+
+def test_no_connection_and_no_settings() -> None:
+    with pytest.raises(AirflowNotFoundException) as caught:
+        JobmonHook("nowhere").get_conn()
+    assert "connection 'nowhere' is not defined" in str(caught.value)
+    assert "JOBMON__HTTP__SERVICE_URL" in str(caught.value)
+    with pytest.raises(AirflowNotFoundException, match="connection 'nowhere' is not defined"):
+        asyncio.run(JobmonHook("nowhere").get_async_conn())
+
+
+def test_no_connection_but_jobmons_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://from.settings")
+    assert JobmonHook("nowhere").get_conn().url == "http://from.settings/api/v3"
+    assert asyncio.run(JobmonHook("nowhere").aserver()).settings.service_url == "http://from.settings/api/v3"
+
+
+def test_both_transports_reach_the_server(connection: Callable[..., None], sandbox: JobmonSandbox) -> None:
+    run = sandbox.make_workflow_in("L").workflow_run_id or 0
+    hook = JobmonHook()
+
+    async def peek() -> str:
+        async with await hook.get_async_conn() as requester:
+            return (await requester.ask(protocol.peek_status(run))).value
+
+    assert hook.ask(protocol.peek_status(run)).value == asyncio.run(peek()) == "L"
+
+
+def test_the_factory_is_on_the_hooks_transport(
+    connection: Callable[..., None], sandbox: JobmonSandbox
+) -> None:
+    hook = JobmonHook()
+    workflow = sandbox.make_workflow_in("E")
+    factory = hook.get_workflow_run_factory(str(workflow.workflow_id))
+    assert factory.requester is hook.get_conn()
+    factory.set_workflow_resume()
+    details = hook.get_workflow_details(workflow.workflow_id)
+    assert details is not None
+    assert details.status == "F"
+    with pytest.raises(WorkflowNotFound):
+        hook.get_workflow_run_factory(987_654_321).wait_for_workflow_resume(0)
+
+
+def test_test_connection_says_which_jobmon_answers(
+    connection: Callable[..., None], sandbox: JobmonSandbox
+) -> None:
+    assert JobmonHook().test_connection() == (True, f"Jobmon answers at {sandbox.url}/api/v2, API v2")
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (Reply(404, {"detail": "Not Found"}), "check the address and the route prefix"),
+        (Reply(200, b"<html>Welcome</html>"), "is this Jobmon?"),
+        (Reply(500, b"oops"), "500 oops"),
+    ],
+)
+def test_test_connection_says_what_is_wrong(
+    connection: Callable[..., None], stub: Callable[..., StubServer], reply: Reply, says: str
+) -> None:
+    other = stub(reply)
+    connection(other.url, password="s3cret", extra={"retries_timeout": 300})
+    good, line = JobmonHook().test_connection()
+    assert not good
+    assert says in line
+    assert f"GET {other.url}/api/v2/health" in line
+    assert "s3cret" not in line
+    assert len(other.requests) == 1  # whoever pressed the button does not wait for retries
+
+
+def test_test_connection_of_a_malformed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BAD", json.dumps({"conn_type": "jobmon", "host": ""}))
+    assert JobmonHook("bad").test_connection() == (
+        False,
+        "connection 'bad': the host is missing: give Jobmon's host name or address",
+    )
+    assert JobmonHook("nowhere").test_connection()[0] is False
+
+
+def test_no_secret_is_logged(
+    connection: Callable[..., None], sandbox: JobmonSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        connection(sandbox.url, login="alice", password="s3cret", extra={"headers": {"X-Key": "k3y"}})
+        JobmonHook().test_connection()
+        connection("http://127.0.0.1:9", password="s3cret", extra={"headers": {"X-Key": "k3y"}})
+        JobmonHook().test_connection()
+    assert caplog.records
+    for secret in ("s3cret", "k3y", "YWxpY2U6czNjcmV0"):
+        assert secret not in caplog.text
+
+
+def test_the_form_as_methods() -> None:
+    behaviour = JobmonHook.get_ui_field_behaviour()
+    assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
+    assert "Bearer" in behaviour["relabeling"]["password"]
+    widgets = JobmonHook.get_connection_form_widgets()
+    assert set(widgets) == set(CONNECTION_FIELDS)
+
+
+def test_the_form_names_every_key_that_is_read() -> None:
+    source = Path(server_of_connection.__code__.co_filename).read_text()
+    read = {name for name in CONNECTION_FIELDS if f'"{name}"' in source}
+    assert read == set(CONNECTION_FIELDS)
+
+
+# Runs
+
+
+@pytest.mark.parametrize(("before", "after"), [("L", "A"), ("R", "R"), ("D", "D")])
+def test_only_a_run_that_nobody_has_taken_is_aborted(
+    connection: Callable[..., None], sandbox: JobmonSandbox, before: str, after: str
+) -> None:
+    run = sandbox.make_workflow_in(before).workflow_run_id or 0
+    assert JobmonHook().abort_workflow_run(str(run)) == after
+    assert sandbox.run_status(run) == after
+
+
+@pytest.mark.parametrize("value", ["1/../2", 0, None])
+def test_a_run_id_that_is_none_is_refused(connection: Callable[..., None], value: Any) -> None:
+    with pytest.raises(ValueError, match="workflow_run_id must be a positive integer"):
+        JobmonHook().abort_workflow_run(value)
+
+
+# Many triggers at the same moment
+
+
+async def test_hooks_of_a_loop_read_the_connection_once(
+    connection: Callable[..., None], mocker: MockerFixture
+) -> None:
+    # Airflow's accessor is watched, not replaced: how often it is called is the point.
+    read = mocker.spy(airflow_connection, "get_async_connection")
+    connection(conn_id="other")
+    servers = await asyncio.gather(
+        *(JobmonHook().aserver() for _ in range(50)), JobmonHook("other").aserver()
+    )
+    assert len({id(server) for server in servers}) == 2
+    assert read.call_count == 2
+
+
+async def test_a_connection_is_read_again_after_a_while(
+    connection: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await JobmonHook().aserver()
+    connection("http://elsewhere.example")
+    assert await JobmonHook().aserver() is first
+    monkeypatch.setattr(hook_module, "_READ_AGAIN_AFTER", -1.0)
+    assert (await JobmonHook().aserver()).settings.service_url.startswith("http://elsewhere.example")
+
+
+async def test_a_reading_that_failed_is_repeated(
+    connection: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection("no address")
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            await JobmonHook().aserver()
+    connection()
+    await JobmonHook().aserver()
+
+
+async def test_a_cancelled_trigger_leaves_the_others_their_reading(connection: Callable[..., None]) -> None:
+    tasks = [asyncio.create_task(JobmonHook().aserver()) for _ in range(2)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    assert (await tasks[1]).settings.service_url
+    assert tasks[0].cancelled()

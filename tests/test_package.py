@@ -1,0 +1,115 @@
+"""What Airflow and pip see of the distribution."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from airflow.providers_manager import ProvidersManager
+from airflow.triggers.base import BaseTrigger
+
+from airflow_jobmon_provider import __version__
+from airflow_jobmon_provider.get_provider_info import get_provider_info
+
+PROJECT = Path(__file__).resolve().parents[1]
+MODULES = ("operators.jobmon", "sensors.jobmon", "triggers.jobmon", "hooks.jobmon")
+
+
+def schema(name: str) -> dict[str, Any]:
+    import airflow
+
+    loaded: dict[str, Any] = json.loads((Path(airflow.__path__[0]) / name).read_text())
+    return loaded
+
+
+def test_the_entry_point_gives_the_provider_info() -> None:
+    (entry,) = [
+        e
+        for e in importlib.metadata.entry_points(group="apache_airflow_provider")
+        if e.dist is not None and e.dist.name == "airflow-provider-jobmon"
+    ]
+    assert entry.load() is get_provider_info
+    assert importlib.metadata.version("airflow-provider-jobmon") == __version__
+
+
+def test_the_provider_info_is_what_airflow_expects() -> None:
+    info = get_provider_info()
+    jsonschema.validate(info, schema("provider_info.schema.json"))
+    # The connection form as data: the schema of provider.yaml says what Airflow 3.3 understands.
+    connection_types = schema("provider.yaml.schema.json")["properties"]["connection-types"]
+    jsonschema.validate(info["connection-types"], connection_types)
+
+
+def test_every_module_that_the_provider_info_names_is_there() -> None:
+    info = get_provider_info()
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        for entry in info[kind]:
+            for module in entry["python-modules"]:
+                importlib.import_module(module)
+
+
+def test_airflow_finds_hook_and_form() -> None:
+    manager = ProvidersManager()
+    hook = manager.hooks["jobmon"]
+    assert hook is not None
+    assert hook.connection_id_attribute_name == "jobmon_conn_id"
+    assert hook.hook_name == "Jobmon"
+    assert "extra__jobmon__route_prefix" in manager.connection_form_widgets
+    assert manager.field_behaviours["jobmon"]["relabeling"]["host"] == "Host or address"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_importing_loads_neither_requests_nor_aiohttp(module: str) -> None:
+    """Rule 6."""
+    program = (
+        f"import sys, airflow_jobmon_provider.{module}\n"
+        "print([name for name in ('requests', 'aiohttp') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "example_dags").glob("*.py")), ids=lambda path: path.stem)
+def test_example_dags_parse_without_a_transport(path: Path) -> None:
+    program = (
+        f"import runpy, sys; dag = runpy.run_path({str(path)!r})['dag']\n"
+        "print(dag.dag_id, 'requests' in sys.modules, 'aiohttp' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{path.stem} False False"
+
+
+def test_the_readmes_dags_are_dags() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_readmes_connection_table_is_complete() -> None:
+    from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
+
+    readme = (PROJECT / "README.md").read_text()
+    assert [name for name in CONNECTION_FIELDS if f"`{name}`" not in readme] == []
+
+
+def test_airflow_brings_the_yaml_reader() -> None:
+    """The reason why PyYAML is not among the dependencies."""
+    needed = importlib.metadata.requires("apache-airflow-core") or []
+    assert any(requirement.lower().startswith("pyyaml") for requirement in needed)
+
+
+def test_triggers_are_made_by_airflow_from_their_class_path() -> None:
+    for name in ("WorkflowResumableTrigger", "WorkflowRunHeartbeatTrigger"):
+        module = importlib.import_module("airflow_jobmon_provider.triggers.jobmon")
+        trigger = getattr(module, name)(1)
+        assert isinstance(trigger, BaseTrigger)
+        assert trigger.serialize()[0] == f"airflow_jobmon_provider.triggers.jobmon.{name}"
