@@ -1,0 +1,226 @@
+"""The example DAGs, through Airflow's real scheduler and triggerer, on a real Jobmon."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+
+import pytest
+
+from dev.airflow_stack import AirflowStack
+from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, SeenRequest, wait_until
+from tests.end_to_end.conftest import SECRETS
+
+RESUME_AND_CREATE = "jobmon_resume_and_create"
+pytestmark = pytest.mark.timeout(240)
+
+
+def provider_beats(sandbox: JobmonSandbox, run: int) -> list[SeenRequest]:
+    """Everything that the provider sent to a run's heartbeat route."""
+    return [
+        request
+        for request in sandbox.requests(f"/workflow_run/{run}/log_heartbeat")
+        if "client_jobmon_version=airflow-provider-jobmon" in request.query
+    ]
+
+
+def new_run(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> int:
+    """Wait for the workflow's next run and return its id."""
+
+    def newest() -> int | None:
+        run, _ = sandbox.runs(workflow.workflow_id)[-1]
+        return run if run != workflow.workflow_run_id else None
+
+    return wait_until(newest, 60, "a new workflow run") or 0
+
+
+def errors(log: str) -> list[str]:
+    """The lines of a task log that tell of an error."""
+    return [line for line in log.splitlines() if " error " in line or " critical " in line]
+
+
+def assert_ended(airflow: AirflowStack, dag: str, dag_run: str, state: str) -> None:
+    """Wait for a DAG run's end; another end than the expected one shows what its tasks logged."""
+    if airflow.wait_for_run(dag, dag_run) != state:
+        logs = []
+        for name, task_state in airflow.task_states(dag, dag_run).items():
+            task, _, index = name.rstrip("]").partition("[")
+            for number in itertools.count(1):
+                log = airflow.task_log(dag, dag_run, task, number, map_index=int(index or -1))
+                if not log:
+                    break
+                logs.append(f"--- {name}, try {number}: {task_state}\n{log}")
+        pytest.fail(f"{dag} did not end {state}\n" + "\n".join(logs))
+
+
+@pytest.fixture(scope="session")
+def done(e2e_sandbox: JobmonSandbox) -> SandboxWorkflow:
+    return e2e_sandbox.make_workflow("done", tasks=1)
+
+
+def test_a_failed_workflow_is_resumed_and_completed(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow = e2e_sandbox.make_workflow("fails", tasks=2)
+    workflow.release()
+    dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
+    airflow.wait_for_task(RESUME_AND_CREATE, dag_run, "run", ["deferred"])
+    run = new_run(e2e_sandbox, workflow)
+    assert airflow.xcom(RESUME_AND_CREATE, dag_run, "run", "workflow_run_id") == run
+    assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "success", "run": "deferred"}
+
+    window = e2e_sandbox.heartbeat_interval * e2e_sandbox.report_by_buffer
+    created = next(
+        r.time
+        for r in e2e_sandbox.requests("/workflow_run")
+        if r.path.endswith("/workflow_run")
+        and r.body["workflow_id"] == workflow.workflow_id
+        and "airflow" in r.query
+    )
+    wait_until(
+        lambda: [b for b in provider_beats(e2e_sandbox, run) if b.time > created + window], 60, "late beats"
+    )
+    assert e2e_sandbox.run_status(run) == "L"
+
+    e2e_sandbox.execute(workflow.workflow_id, run)
+    assert_ended(airflow, RESUME_AND_CREATE, dag_run, "success")
+    assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "success", "run": "success"}
+    assert e2e_sandbox.workflow_status(workflow.workflow_id) == "D"
+    assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
+    assert airflow.xcom(RESUME_AND_CREATE, dag_run, "resume") == workflow.workflow_id
+    assert airflow.xcom(RESUME_AND_CREATE, dag_run, "run") == run
+    assert "LINKING (L)" in (log := airflow.task_log(RESUME_AND_CREATE, dag_run, "run"))
+    assert f"workflow run {run} ended DONE (D)" in log
+    assert not errors(log)
+
+    beats = provider_beats(e2e_sandbox, run)
+    bound = next(
+        r.time for r in e2e_sandbox.requests(f"/workflow_run/{run}/update_status") if r.body["status"] == "B"
+    )
+    while_linking = [beat for beat in beats if beat.time < bound]
+    afterwards = [beat for beat in beats if beat.time >= bound]
+    assert {beat.body["status"] for beat in while_linking} == {"L"}
+    times = [created, *(beat.time for beat in while_linking), bound]
+    assert max(b - a for a, b in itertools.pairwise(times)) < window
+    # The first one after the hand-over still says LINKING: it is refused, and its reply tells of BOUND.
+    assert [beat.body["status"] for beat in afterwards[:1]] == ["L"]
+    assert {beat.body["status"] for beat in afterwards[1:]} <= {"G"}
+
+
+def test_nothing_is_done_about_a_workflow_that_is_done(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack, done: SandboxWorkflow
+) -> None:
+    dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": done.workflow_id})
+    assert_ended(airflow, RESUME_AND_CREATE, dag_run, "success")
+    assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "skipped", "run": "skipped"}
+    log = airflow.task_log(RESUME_AND_CREATE, dag_run, "resume")
+    assert f"workflow {done.workflow_id} is DONE: there is nothing to resume" in log
+    assert not errors(log)
+    assert e2e_sandbox.runs(done.workflow_id) == [(done.workflow_run_id, "D")]
+
+
+def test_the_gate_opens_when_the_run_has_ended(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
+    workflow = e2e_sandbox.make_workflow("running", tasks=1)
+    run = workflow.workflow_run_id
+    assert run is not None
+    dag_run = airflow.trigger("jobmon_gate", {"workflow_id": workflow.workflow_id})
+    airflow.wait_for_task("jobmon_gate", dag_run, "gate", ["deferred"])
+    asked = len(e2e_sandbox.requests("is_resumable"))
+    wait_until(lambda: len(e2e_sandbox.requests("is_resumable")) >= asked + 2, 30, "the trigger to ask")
+    assert airflow.task_states("jobmon_gate", dag_run) == {"gate": "deferred", "archive": "none"}
+    assert e2e_sandbox.run_status(run) == "R"
+    workflow.release()
+    assert_ended(airflow, "jobmon_gate", dag_run, "success")
+    assert airflow.task_states("jobmon_gate", dag_run) == {"gate": "success", "archive": "success"}
+    assert f"Workflow {workflow.workflow_id} is at rest" in airflow.task_log(
+        "jobmon_gate", dag_run, "archive"
+    )
+    assert e2e_sandbox.runs(workflow.workflow_id) == [(run, "D")]
+    assert not provider_beats(e2e_sandbox, run)
+
+
+def test_many_workflows_are_resumed_at_once(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack, done: SandboxWorkflow
+) -> None:
+    dag, workflows = "jobmon_resume_many", [e2e_sandbox.make_workflow_in("E") for _ in range(2)]
+    ids = [workflows[0].workflow_id, done.workflow_id, workflows[1].workflow_id]
+    dag_run = airflow.trigger(dag, {"workflow_ids": ids})
+    for workflow in workflows:
+        workflow.release()
+        e2e_sandbox.execute(workflow.workflow_id, new_run(e2e_sandbox, workflow))
+    assert_ended(airflow, dag, dag_run, "success")
+    tasks = [f"resume_and_run.{task}[{n}]" for task in ("resume", "run") for n in range(3)]
+    assert airflow.task_states(dag, dag_run) == {"workflow_ids": "success"} | dict(
+        zip(tasks, ["success", "skipped", "success"] * 2, strict=True)
+    )
+    for index, workflow in zip((0, 2), workflows, strict=True):
+        assert e2e_sandbox.workflow_status(workflow.workflow_id) == "D"
+        run, _ = e2e_sandbox.runs(workflow.workflow_id)[-1]
+        assert airflow.xcom(dag, dag_run, "resume_and_run.run", map_index=index) == run
+
+
+def test_a_run_that_ends_badly_fails_the_task(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E")  # and not released, so its tasks will fail
+    dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
+    run = new_run(e2e_sandbox, workflow)
+    e2e_sandbox.execute(workflow.workflow_id, run)
+    assert_ended(airflow, RESUME_AND_CREATE, dag_run, "failed")
+    assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "success", "run": "failed"}
+    log = airflow.task_log(RESUME_AND_CREATE, dag_run, "run")
+    meaning = "tasks failed, or its executor died and Jobmon's reaper ended it"
+    assert f"workflow run {run} ended ERROR (E): {meaning}" in log
+    assert len(errors(log)) == 1
+
+
+def test_a_workflow_that_does_not_exist(airflow: AirflowStack) -> None:
+    dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": 987654})
+    assert_ended(airflow, RESUME_AND_CREATE, dag_run, "failed")
+    states = airflow.task_states(RESUME_AND_CREATE, dag_run)
+    assert states == {"resume": "failed", "run": "upstream_failed"}
+    (line,) = errors(airflow.task_log(RESUME_AND_CREATE, dag_run, "resume"))
+    assert "987654" in line
+    assert "does not exist" in line
+
+
+def test_a_text_that_is_no_id(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
+    dag_run = airflow.trigger("any_id", {"workflow_id": "1/../2"})
+    assert_ended(airflow, "any_id", dag_run, "failed")
+    for task in ("resume", "run"):
+        (line,) = errors(airflow.task_log("any_id", dag_run, task))
+        assert "workflow_id must be a positive integer, not '1/../2'" in line
+    assert not [request for request in e2e_sandbox.requests() if ".." in request.path]
+
+
+@pytest.mark.parametrize("dag", [RESUME_AND_CREATE, "gateway"])
+def test_secrets_stay_where_they_are(e2e_sandbox: JobmonSandbox, airflow: AirflowStack, dag: str) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E")
+    dag_run = airflow.trigger(dag, {"workflow_id": workflow.workflow_id})
+    airflow.wait_for_task(dag, dag_run, "run", ["deferred"])
+    run = new_run(e2e_sandbox, workflow)
+    wait_until(lambda: provider_beats(e2e_sandbox, run), 30, "the trigger to run")
+    with sqlite3.connect(airflow.directory / "airflow.db") as database:
+        kwargs = [kwargs for (kwargs,) in database.execute("SELECT kwargs FROM trigger")]
+    assert any('"workflow_run_id"' in text for text in kwargs)
+    for secret in SECRETS.values():
+        assert not [text for text in kwargs if secret in text]
+        holders = [
+            str(file)
+            for file in airflow.directory.rglob("*")
+            if file.is_file() and secret.encode() in file.read_bytes()
+        ]
+        assert not holders
+
+
+def test_marking_a_deferred_task_failed_aborts_its_run(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E")
+    dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
+    airflow.wait_for_task(RESUME_AND_CREATE, dag_run, "run", ["deferred"])
+    run = new_run(e2e_sandbox, workflow)
+    wait_until(lambda: provider_beats(e2e_sandbox, run), 30, "the trigger to run")
+    airflow.set_task_state(RESUME_AND_CREATE, dag_run, "run", "failed")
+    wait_until(lambda: e2e_sandbox.run_status(run) == "A", 30, "the run to be aborted")
+    # by the trigger, not by the reaper, which does not come by this route
+    (abort,) = e2e_sandbox.requests(f"/workflow_run/{run}/update_status")
+    assert abort.body == {"status": "A"}

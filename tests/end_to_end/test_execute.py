@@ -1,0 +1,146 @@
+"""DAGs that execute the run themselves: on the worker, and on a submit host over SSH."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from airflow_jobmon_provider.execution import EXECUTOR
+from dev.airflow_stack import AirflowStack
+from dev.jobmon_sandbox import JobmonSandbox, wait_until
+from tests.end_to_end.conftest import SECRETS
+from tests.end_to_end.test_example_dags import assert_ended, errors, new_run, provider_beats
+
+EXECUTE, OVER_SSH = "jobmon_resume_and_execute", "jobmon_execute_over_ssh"
+pytestmark = pytest.mark.timeout(240)
+
+
+def command_lines() -> list[str]:
+    lines = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue  # it has just ended
+    return lines
+
+
+def executors(run: int) -> list[str]:
+    return [line for line in command_lines() if "executor.py" in line and f"--workflow-run-id={run} " in line]
+
+
+def test_a_failed_workflow_is_resumed_and_executed(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E", tasks=2, waits=True)
+    conf = {"workflow_id": workflow.workflow_id, "cluster_name": "multiprocess"}
+    dag_run = airflow.trigger(EXECUTE, conf)
+    run = new_run(e2e_sandbox, workflow)
+    wait_until(lambda: e2e_sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
+    lines = command_lines()
+    assert [line for line in lines if f"--workflow-run-id={run}" in line]
+    assert not [line for line in lines if SECRETS["password"] in line]
+    workflow.release()
+    assert_ended(airflow, EXECUTE, dag_run, "success")
+    assert e2e_sandbox.workflow_status(workflow.workflow_id) == "D"
+    assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
+    log = airflow.task_log(EXECUTE, dag_run, "run")
+    assert f"executor: workflow run {run} of workflow {workflow.workflow_id} ended DONE (D)" in log
+    assert SECRETS["password"] not in log
+    assert not errors(log)
+    xcoms = {key: airflow.xcom(EXECUTE, dag_run, "run", key) for key in ("workflow_run_id", "status")}
+    assert xcoms == {"workflow_run_id": run, "status": "D"}
+    assert airflow.xcom(EXECUTE, dag_run, "run", "task_counts")["done"] == 2
+    bound = next(
+        r.time for r in e2e_sandbox.requests(f"/workflow_run/{run}/update_status") if r.body["status"] == "B"
+    )
+    late = [beat.body["status"] for beat in provider_beats(e2e_sandbox, run) if beat.time > bound]
+    assert set(late[1:]) <= {"G"}  # the first one may have been on its way
+
+
+def test_a_worker_that_is_killed_leaves_its_executor_at_work(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E", waits=True)
+    e2e_sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
+    dag_run = airflow.trigger("execute_with_retry", {"workflow_id": workflow.workflow_id})
+    run = new_run(e2e_sandbox, workflow)
+    wait_until(lambda: e2e_sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
+    os.kill(airflow.task_instance("execute_with_retry", dag_run, "run")["pid"], signal.SIGKILL)
+
+    def second_try() -> bool:
+        log = airflow.task_log("execute_with_retry", dag_run, "run", try_number=2)
+        return f"An earlier try created workflow run {run}" in log
+
+    wait_until(second_try, 90, "the retry")
+    assert e2e_sandbox.run_status(run) == "R"
+    workflow.release()
+    assert_ended(airflow, "execute_with_retry", dag_run, "success")
+    assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
+    wait_until(lambda: not executors(run), 20, "the executor to end")
+
+
+def test_marking_the_task_failed_stops_run_and_executor(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E", waits=True)
+    conf = {"workflow_id": workflow.workflow_id, "cluster_name": "multiprocess"}
+    dag_run = airflow.trigger(EXECUTE, conf)
+    run = new_run(e2e_sandbox, workflow)
+    wait_until(lambda: e2e_sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
+    airflow.set_task_state(EXECUTE, dag_run, "run", "failed")
+    wait_until(lambda: e2e_sandbox.run_status(run) == "T", 60, "the run to be stopped")
+    wait_until(lambda: not executors(run), 30, "the executor to end")
+
+
+def test_a_run_is_executed_on_a_submit_host(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack, tmp_path: Path
+) -> None:
+    executor = Path(shutil.copy(EXECUTOR, tmp_path))  # nothing else of this package is over there
+    workflow = e2e_sandbox.make_workflow_in("E", tasks=2)
+    workflow.release()
+    conf = {
+        "workflow_id": workflow.workflow_id,
+        "cluster_name": "multiprocess",
+        "python": str(e2e_sandbox.python),
+        "executor": str(executor),
+    }
+    dag_run = airflow.trigger(OVER_SSH, conf)
+    run = new_run(e2e_sandbox, workflow)
+    assert_ended(airflow, OVER_SSH, dag_run, "success")
+    tasks = dict.fromkeys(("resume", "create", "execute", "watch"), "success")
+    assert airflow.task_states(OVER_SSH, dag_run) == {**tasks, "abort": "skipped"}
+    assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
+    assert f"workflow run {run} ended DONE (D)" in airflow.task_log(OVER_SSH, dag_run, "watch")
+    assert "ended DONE (D): 2 of 2 tasks done" in airflow.task_log(OVER_SSH, dag_run, "execute")
+
+
+def test_what_the_submit_host_cannot_execute_ends_both_tasks(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E")
+    conf = {
+        "workflow_id": workflow.workflow_id,
+        "cluster_name": "nowhere",
+        "python": str(e2e_sandbox.python),
+        "executor": str(EXECUTOR),
+    }
+    dag_run = airflow.trigger(OVER_SSH, conf)
+    assert_ended(airflow, OVER_SSH, dag_run, "failed")
+    assert e2e_sandbox.runs(workflow.workflow_id)[-1][1] == "A"
+    assert "cluster 'nowhere' is unknown to Jobmon" in airflow.task_log(OVER_SSH, dag_run, "execute")
+    assert "ended ABORTED (A)" in airflow.task_log(OVER_SSH, dag_run, "watch")
+
+
+def test_a_submit_host_that_cannot_do_it_at_all_ends_the_sensor_too(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E")
+    conf = {"workflow_id": workflow.workflow_id, "cluster_name": "multiprocess", "python": "/no/such/python"}
+    dag_run = airflow.trigger(OVER_SSH, conf)
+    assert_ended(airflow, OVER_SSH, dag_run, "failed")
+    states = airflow.task_states(OVER_SSH, dag_run)
+    assert (states["execute"], states["abort"], states["watch"]) == ("failed", "success", "failed")
+    assert e2e_sandbox.runs(workflow.workflow_id)[-1][1] == "A"
