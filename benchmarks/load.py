@@ -1,0 +1,247 @@
+"""Clients that beat, each in a fresh process: ``python -m benchmarks.load KIND URL …`` prints JSON.
+
+Peers of the triggers are raw asyncio streams (the limit), one aiohttp session for all, an aiohttp session for
+each call (what the dbt Cloud trigger does), and requests without a session (what Jobmon's requester does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+MESSAGE = {"next_report_increment": 93.0, "status": "L"}
+QUERY = "client_jobmon_version=benchmark"
+AN_OLD_RUN = 86_400.0  # seconds: its young days, in which it is looked at more often, are over
+
+
+def run_in_a_fresh_process(kind: str, url: str, **options: float) -> dict[str, Any]:
+    """Run a client to its end and return what it measured."""
+    connection = {"conn_type": "jobmon", "host": url, "extra": {"route_prefix": "/api/v3"}}
+    environment = {
+        **os.environ,
+        "AIRFLOW_CONN_JOBMON_DEFAULT": json.dumps(connection),
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+    }
+    arguments = [f"{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "benchmarks.load", kind, url, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{kind} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+# --- Peers --------------------------------------------------------------------------------------------------
+
+
+class Pace:
+    """Lets many clients beat at one interval, and counts the beats of the part of it that is measured."""
+
+    def __init__(self, count: float, interval: float, seconds: float, settle: float) -> None:
+        self.count = int(count)
+        self.interval = interval
+        self.seconds = seconds
+        self.settle = settle
+        self.beats = 0
+
+    async def measure(self, beat: Callable[[int], Awaitable[Any]]) -> float:
+        """Return heartbeats per CPU second."""
+
+        async def client(run: int) -> None:
+            await asyncio.sleep(self.interval * run / self.count)
+            while True:
+                await beat(run)
+                self.beats += 1
+                await asyncio.sleep(self.interval)
+
+        tasks = [asyncio.create_task(client(run)) for run in range(self.count)]
+        await asyncio.sleep(self.settle)
+        before, cpu = self.beats, time.process_time()
+        await asyncio.sleep(self.seconds)
+        rate = (self.beats - before) / (time.process_time() - cpu)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return rate
+
+
+def target_of(url: str, run: int) -> str:
+    return f"{url}/api/v3/workflow_run/{run + 1}/log_heartbeat?{QUERY}"
+
+
+async def streams(url: str, pace: Pace) -> float:
+    """Beat over raw asyncio streams, a hundred of them, as fast as they can."""
+    address = urlsplit(url)
+    body = json.dumps(MESSAGE).encode()
+    head = f"POST /api/v3/workflow_run/1/log_heartbeat?{QUERY} HTTP/1.1\r\nHost: x\r\n"
+    request = head.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    opened = [await asyncio.open_connection(address.hostname, address.port) for _ in range(32)]
+    beats, cpu, end = 0, time.process_time(), time.monotonic() + pace.seconds
+
+    async def beat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal beats
+        while time.monotonic() < end:
+            writer.write(request)
+            reply = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(reply.rpartition(b": ")[2]))
+            beats += 1
+        writer.close()
+
+    await asyncio.gather(*(beat(*pair) for pair in opened))
+    return beats / (time.process_time() - cpu)
+
+
+async def aiohttp_session(url: str, pace: Pace) -> float:
+    """Beat over one aiohttp session for all."""
+    import aiohttp
+
+    async with aiohttp.ClientSession() as session:
+
+        async def beat(run: int) -> None:
+            async with session.post(target_of(url, run), json=MESSAGE) as reply:
+                await reply.json()
+
+        return await pace.measure(beat)
+
+
+async def session_per_call(url: str, pace: Pace) -> float:
+    """Beat over an aiohttp session for each heartbeat."""
+    import aiohttp
+
+    async def beat(run: int) -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(target_of(url, run), json=MESSAGE) as reply,
+        ):
+            await reply.json()
+
+    return await pace.measure(beat)
+
+
+async def jobmon_requester(url: str, pace: Pace) -> float:
+    """Beat as Jobmon's own requester does, requests without a session, one after the other."""
+    import requests
+
+    beats, cpu, end = 0, time.process_time(), time.monotonic() + pace.seconds
+    while time.monotonic() < end:
+        headers = {"Content-Type": "application/json"}
+        target = target_of(url, beats)
+        requests.post(target, json=MESSAGE, headers=headers, timeout=20).json()  # noqa: ASYNC210
+        beats += 1
+    return beats / (time.process_time() - cpu)
+
+
+PEERS = {peer.__name__: peer for peer in (streams, aiohttp_session, session_per_call, jobmon_requester)}
+
+
+# --- Triggers -----------------------------------------------------------------------------------------------
+
+
+async def triggers(
+    url: str,
+    count: float,
+    interval: float,
+    seconds: float,
+    settle: float = 0.0,
+    empty: float = 0,
+    age: float = AN_OLD_RUN,
+) -> dict[str, float]:
+    """Run many heartbeat triggers, or empty ones that only sleep, on one event loop.
+
+    CPU time is counted from ``settle`` seconds after the start on; the loop's lag by how late a sleep of 5 ms
+    ends.
+    """
+    from airflow.triggers.base import BaseTrigger
+
+    from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
+
+    class EmptyTrigger(BaseTrigger):
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+
+        def serialize(self) -> Any:
+            raise NotImplementedError
+
+        async def run(self) -> Any:
+            await asyncio.sleep(86_400)
+            yield None
+
+    def make(run: int) -> Any:
+        if empty:
+            return EmptyTrigger()
+        return WorkflowRunHeartbeatTrigger(
+            workflow_run_id=run + 1,
+            workflow_run_heartbeat_interval=interval,
+            heartbeat_report_by_buffer=3.1,
+            created_at=time.time() - age,
+        )
+
+    async def consume(trigger: Any) -> None:
+        async for _ in trigger.run():
+            pass
+
+    lags: list[tuple[float, float]] = []
+
+    async def sample() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            lags.append((before - started, time.perf_counter() - before - 0.005))
+
+    started = time.perf_counter()
+    sampler = asyncio.create_task(sample())
+    tasks = [asyncio.create_task(consume(make(run))) for run in range(int(count))]
+    await asyncio.sleep(settle)
+    cpu, wall = time.process_time(), time.perf_counter()
+    await asyncio.sleep(seconds)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    ended = sum(task.done() for task in tasks)
+    measured = {
+        "cpu": cpu,
+        "wall": wall,
+        "ended": ended,
+        "rss_kib": resident_kib(),
+        "lag_p99_ms": 1000 * quantile([lag for at, lag in lags], 0.99),
+        "start_lag_p99_ms": 1000 * quantile([lag for at, lag in lags if at < 10], 0.99),
+    }
+    for task in [sampler, *tasks]:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return measured
+
+
+def resident_kib() -> float:
+    """Memory of this process that is resident."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Return the value below which a share of all are."""
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+async def main(kind: str, url: str, options: dict[str, float]) -> dict[str, float]:
+    """Run one client."""
+    if kind == "triggers":
+        return await triggers(url, **options)
+    import airflow.triggers.base  # noqa: F401  # peers, too, live in a triggerer, whose heap is large
+
+    return {"beats_per_cpu_second": await PEERS[kind](url, Pace(**options))}
+
+
+if __name__ == "__main__":
+    given = dict(argument.split("=") for argument in sys.argv[3:])
+    result = asyncio.run(
+        main(sys.argv[1], sys.argv[2], {name: float(value) for name, value in given.items()})
+    )
+    print(json.dumps(result))
