@@ -35,7 +35,7 @@ def new_run(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> int:
 
 
 def assert_nothing_claimed_of_an_executors_run(beats: list[SeenRequest]) -> None:
-    """LINKING is said until a reply tells of another status, and from then on nothing that could claim the run."""
+    """LINKING is said until a reply tells otherwise, and then nothing that could claim the run."""
     expected = "L"
     for beat in beats:
         assert beat.body["status"] == expected
