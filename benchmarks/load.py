@@ -153,11 +153,12 @@ async def triggers(
     settle: float = 0.0,
     empty: float = 0,
     age: float = AN_OLD_RUN,
+    sample: float = 0.02,
 ) -> dict[str, float]:
     """Run many heartbeat triggers, or empty ones that only sleep, on one event loop.
 
-    CPU time is counted from ``settle`` seconds after the start on; the loop's lag by how late a sleep of 5 ms
-    ends.
+    CPU time is counted from ``settle`` seconds after the start on, or with the start. The lag of the loop is how
+    late sleeps of ``sample`` seconds end.
     """
     from airflow.triggers.base import BaseTrigger
 
@@ -190,17 +191,22 @@ async def triggers(
 
     lags: list[tuple[float, float]] = []
 
-    async def sample() -> None:
+    async def take_samples() -> None:
         while True:
             before = time.perf_counter()
-            await asyncio.sleep(0.005)
-            lags.append((before - started, time.perf_counter() - before - 0.005))
+            await asyncio.sleep(sample)
+            lags.append((before - started, time.perf_counter() - before - sample))
 
-    started = time.perf_counter()
-    sampler = asyncio.create_task(sample())
-    tasks = [asyncio.create_task(consume(make(run))) for run in range(int(count))]
-    await asyncio.sleep(settle)
-    cpu, wall = time.process_time(), time.perf_counter()
+    started = wall = time.perf_counter()
+    cpu = time.process_time()
+    sampler = asyncio.create_task(take_samples())
+    tasks = []
+    for run in range(int(count)):
+        await asyncio.sleep(0)  # before each, as Airflow's TriggerRunner.create_triggers() does
+        tasks.append(asyncio.create_task(consume(make(run))))
+    if settle:
+        await asyncio.sleep(settle)
+        cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.sleep(seconds)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     ended = sum(task.done() for task in tasks)

@@ -1,15 +1,20 @@
-"""The asyncio transport: aiohttp. It does not retry: whoever waits in asyncio lives through outages."""
+"""The asyncio transport: aiohttp, and for heartbeats connections of our own that cost less.
+
+It does not retry: whoever waits in asyncio lives through outages.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import ssl
 import urllib.request
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -18,6 +23,7 @@ from yarl import URL
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
 from airflow_jobmon_provider.client.exceptions import JobmonError
+from airflow_jobmon_provider.client.plain_http import ConnectTimeout, PlainConnections
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import Settings
 
@@ -32,19 +38,30 @@ MAX_CONNECTIONS = 100
 # An idle connection is given up before the server does that: uvicorn, under which Jobmon runs, waits 5 s.
 _KEEP_ALIVE = 4.0
 
+# Seconds. Pauses of half a second or more end on a common tick, so that the heartbeats of many triggers go
+# out together: waking up, here and at the server, costs more than sending one.
+_TICK = 0.05
+
+_VERSION = f"client_jobmon_version={protocol.CLIENT_VERSION}"
 _HEADERS = {
     "Accept-Encoding": "identity",  # the replies are too short to be worth packing
     "Content-Type": "application/json",
+    "User-Agent": protocol.USER_AGENT,
 }
 
 
 class _Pool:
-    """The connections to one server from one event loop, shared by all who talk to it in the same way."""
+    """The connections to one server from one event loop, shared by all who talk to it in the same way.
+
+    :ivar slots: one for each request at a time. aiohttp queues, too, but a request that waits there is made
+        already, and its time-out runs.
+    :ivar plain: for heartbeats; None: a proxy or an unusual header takes aiohttp for them, too.
+    """
 
     def __init__(self) -> None:
         self.users = 0
-        # aiohttp queues, too, but each request that waits there is made already and its time-out runs.
         self.slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self.plain: PlainConnections | None = None
         self._session: aiohttp.ClientSession | None = None
         self._opening = asyncio.Lock()
 
@@ -59,9 +76,17 @@ class _Pool:
         :raises OSError: the CA bundle cannot be read.
         """
         async with self._opening:
-            self._session = self._session or await _new_session(settings)
+            if self._session is None:
+                tls = await _tls(settings)
+                headers = {**_HEADERS, **settings.headers}
+                self._session = _new_session(settings, headers, tls)
+                if not self._session.trust_env:
+                    with contextlib.suppress(ValueError):
+                        self.plain = PlainConnections(settings, headers, tls, keep_alive=_KEEP_ALIVE)
 
     async def close(self) -> None:
+        if self.plain is not None:
+            self.plain.close()
         if self._session is not None:
             await self._session.close()
 
@@ -69,19 +94,46 @@ class _Pool:
 _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Pool]] = WeakKeyDictionary()
 
 
-async def _new_session(settings: Settings) -> aiohttp.ClientSession:
-    verify: bool | ssl.SSLContext = bool(settings.verify)
-    if isinstance(settings.verify, str):
-        # Reading certificates from disk takes milliseconds that an event loop does not have to give.
-        verify = await asyncio.to_thread(ssl.create_default_context, cafile=settings.verify)
+async def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return how to check the server's certificate; None for http."""
+    if urlsplit(settings.service_url).scheme != "https":
+        return None
+
+    def make() -> ssl.SSLContext:
+        context = ssl.create_default_context(
+            cafile=settings.verify if isinstance(settings.verify, str) else None
+        )
+        context.set_alpn_protocols(["http/1.1"])
+        if not settings.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    # Reading certificates from disk takes milliseconds that an event loop does not have to give.
+    return await asyncio.to_thread(make)
+
+
+def _new_session(
+    settings: Settings, headers: Mapping[str, str], tls: ssl.SSLContext | None
+) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=verify, limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
+        connector=aiohttp.TCPConnector(ssl=tls or True, limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={**_HEADERS, **settings.headers},
+        headers=headers,
         timeout=aiohttp.ClientTimeout(total=settings.request_timeout),
         # aiohttp reads the proxy variables anew for every request: only where there are some.
         trust_env=bool(urllib.request.getproxies_environment()),
     )
+
+
+class _Request(NamedTuple):
+    """A call as it is sent."""
+
+    call: Call[Any]
+    url: str
+    body: bytes | None
+    plain: bytes | None
+    """The whole request, for ``PlainConnections``."""
 
 
 class AsyncRequester:
@@ -97,8 +149,7 @@ class AsyncRequester:
         self.settings = settings
         self._timeout = settings.request_timeout
         self._pool: _Pool | None = None
-        self._prepared_for: Call[Any] | None = None
-        self._prepared: tuple[str, URL, bytes | None] = ("", URL(), None)
+        self._prepared: _Request | None = None
         headers = tuple(sorted(settings.headers.items()))
         self._key = (settings.service_url, settings.verify, settings.request_timeout, headers)
 
@@ -156,45 +207,61 @@ class AsyncRequester:
     async def _send(self, call: Call[T]) -> Any:
         if self._pool is None:
             raise RuntimeError("use AsyncRequester as an asynchronous context manager")
-        if call is not self._prepared_for:  # a heartbeat is the same call again and again
-            self._prepare(call)
-        url, target, body = self._prepared
+        request = self._prepared
+        if request is None or request.call is not call:
+            request = self._prepare(call, self._pool)
         try:
-            try:
-                response = await self._exchange(call.verb, target, body)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                # Perhaps a connection that the server closed while it was idle, which nobody could know.
-                if not call.idempotent or isinstance(error, aiohttp.ClientConnectorError):
-                    raise
-                response = await self._exchange(call.verb, target, body)
+            async with self._pool.slots:
+                response = await self._exchange(request, self._pool)
         except asyncio.TimeoutError as error:
-            never_connected = isinstance(error, aiohttp.ConnectionTimeoutError)
+            never_connected = isinstance(error, (aiohttp.ConnectionTimeoutError, ConnectTimeout))
             reason = f"no {'connection' if never_connected else 'reply'} within {self._timeout:g} s"
-            raise protocol.unreachable(call.verb, url, reason, connected=not never_connected) from None
+            raise protocol.unreachable(
+                call.verb, request.url, reason, connected=not never_connected
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             never_connected = isinstance(error, aiohttp.ClientConnectorError)
             cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
             reason = protocol.reason_of(cause)
-            raise protocol.unreachable(call.verb, url, reason, connected=not never_connected) from None
-        return protocol.decipher(call.verb, url, response)
+            raise protocol.unreachable(
+                call.verb, request.url, reason, connected=not never_connected
+            ) from None
+        return protocol.decipher(call.verb, request.url, response)
 
-    def _prepare(self, call: Call[Any]) -> None:
+    def _prepare(self, call: Call[Any], pool: _Pool) -> _Request:
         url = protocol.url_of(self.url, call.route)
         if call.verb == "get":
-            query = {"client_jobmon_version": protocol.CLIENT_VERSION, **call.message}
-            self._prepared = url, URL(url).with_query(query), None
-        else:
-            target = URL(f"{url}?client_jobmon_version={protocol.CLIENT_VERSION}", encoded=True)
-            self._prepared = url, target, json.dumps(call.message).encode()
-        self._prepared_for = call
+            return _Request(call, url, None, None)
+        body = json.dumps(call.message).encode()
+        if not call.frequent:
+            return _Request(call, url, body, None)
+        # A heartbeat is the same call again and again.
+        target = f"{urlsplit(url).path}?{_VERSION}"
+        plain = None if pool.plain is None else pool.plain.request(target, body)
+        self._prepared = _Request(call, url, body, plain)
+        return self._prepared
 
-    async def _exchange(self, verb: str, target: URL, body: bytes | None) -> Response:
-        assert self._pool is not None
-        session = self._pool.session
-        async with (
-            self._pool.slots,
-            session.request(verb, target, data=body, allow_redirects=False) as reply,
-        ):
+    async def _exchange(self, request: _Request, pool: _Pool) -> Response:
+        if request.plain is not None and pool.plain is not None and not pool.plain.resting:
+            body = await pool.plain.exchange(request.plain)
+            if body is not None:
+                return Response(200, body=body)
+        try:
+            return await self._request(request, pool)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            # Perhaps a connection that the server closed while it was idle, which nobody could know.
+            if not request.call.idempotent or isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            return await self._request(request, pool)
+
+    async def _request(self, request: _Request, pool: _Pool) -> Response:
+        verb, url, body = request.call.verb, request.url, request.body
+        if body is None:
+            query = {"client_jobmon_version": protocol.CLIENT_VERSION, **request.call.message}
+            target = URL(url).with_query(query)
+        else:
+            target = URL(f"{url}?{_VERSION}", encoded=True)
+        async with pool.session.request(verb, target, data=body, allow_redirects=False) as reply:
             return Response(reply.status, reply.headers, await _read(reply))
 
     async def converse(self, conversation: Conversation[T], *, log: Log = logger) -> T:
@@ -214,7 +281,7 @@ class AsyncRequester:
                         step = conversation.throw(error)
                         continue
                 elif isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
+                    await asyncio.sleep(to_tick(step.seconds, asyncio.get_running_loop().time()))
                 else:
                     log.log(step.level, "%s", step.text)
                 step = conversation.send(reply)
@@ -223,6 +290,11 @@ class AsyncRequester:
             return result
         finally:
             conversation.close()
+
+
+def to_tick(pause: float, now: float) -> float:
+    """Return a pause in seconds that ends together with those of others, a little earlier than asked for."""
+    return pause if pause < 10 * _TICK else pause - (now + pause) % _TICK
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:

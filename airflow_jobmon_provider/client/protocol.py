@@ -11,7 +11,6 @@ and on its development version of early 2026 ("3.7").
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -45,6 +44,8 @@ Verb = Literal["get", "post", "put"]
 # Stored with every run in Jobmon's `workflow_run.jobmon_version`: tells its operators who created the run.
 CLIENT_VERSION = f"airflow-provider-jobmon-{__version__}"
 
+USER_AGENT = f"airflow-provider-jobmon/{__version__}"
+
 MAX_REPLY_BYTES = 16 * 2**20
 """Replies longer than this are not read to their end: the longest that Jobmon sends us has a few kB."""
 
@@ -64,6 +65,8 @@ class Call(Generic[T]):
     :param not_found: what it means that the server has no such record.
     :param unsupported: what a server without the route cannot do; None: every server has it.
     :param idempotent: whether sending it twice is the same as sending it once.
+    :param frequent: whether thousands of it are sent, so that a transport may prepare it and send it in a
+        cheaper way. Such a call is idempotent, too.
     """
 
     verb: Verb
@@ -73,6 +76,7 @@ class Call(Generic[T]):
     not_found: JobmonError | None = None
     unsupported: str | None = None
     idempotent: bool = True
+    frequent: bool = False
 
     def understand(self, reply: Any, server: str) -> T:
         """Return what ``read`` makes of the decoded JSON reply; what it raises says what was asked of whom.
@@ -289,6 +293,7 @@ def log_heartbeat(workflow_run_id: int, status: RunStatus, next_report_increment
         {"next_report_increment": next_report_increment, "status": status.value},
         _run_status,
         not_found=_no_run(workflow_run_id),
+        frequent=True,
     )
 
 
@@ -517,8 +522,10 @@ def decipher(verb: str, url: str, response: Response) -> Any:
     """
     code = response.status_code
     if 200 <= code < 300 and len(response.body) <= MAX_REPLY_BYTES:
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(response.body)
+        try:
+            return json.loads(response.body.decode())
+        except (ValueError, RecursionError):
+            pass
     came_back = f"{verb.upper()} {url}: {code} {excerpt(response.body)}".rstrip()
     if 200 <= code < 300:
         if len(response.body) > MAX_REPLY_BYTES:

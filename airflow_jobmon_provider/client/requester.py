@@ -140,7 +140,7 @@ class Requester:
                 url,
                 params=params,
                 json=body,
-                headers=dict(self._settings.headers),
+                headers={"User-Agent": protocol.USER_AGENT, **self._settings.headers},
                 timeout=self.request_timeout,
                 verify=self._settings.verify,
                 allow_redirects=False,

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import random
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
 from airflow_jobmon_provider.client import async_requester, protocol
 from airflow_jobmon_provider.client.async_requester import MAX_CONNECTIONS, AsyncRequester
+from airflow_jobmon_provider.client.conversations import Conversation, Pause
 from airflow_jobmon_provider.client.exceptions import ServerUnreachable
+from airflow_jobmon_provider.client.plain_http import LONGEST_REPLY, PlainConnections
 from airflow_jobmon_provider.client.settings import Settings
 
 PEEK = protocol.peek_status(5)
@@ -25,12 +34,26 @@ class Server:
     :param delay: seconds before each reply.
     :param replies: how many requests it answers on a connection; it hangs up on the next one.
     :param reply: what it answers.
+    :param rest: comes a moment after the reply.
+    :param unasked: comes a moment after the first reply, and belongs to nothing.
+    :param hangs_up: close the connection a moment after each reply.
     """
 
-    def __init__(self, delay: float = 0.0, replies: int = 1_000_000, reply: bytes = REPLY) -> None:
+    def __init__(
+        self,
+        delay: float = 0.0,
+        replies: int = 1_000_000,
+        reply: bytes = REPLY,
+        rest: bytes = b"",
+        unasked: bytes = b"",
+        hangs_up: bool = False,
+    ) -> None:
         self.delay = delay
         self.replies = replies
         self.reply = reply
+        self.rest = rest
+        self.unasked = unasked
+        self.hangs_up = hangs_up
         self.url = ""
         self.open = self.peak = self.made = self.requests = 0
         self.gone = asyncio.Event()
@@ -53,6 +76,14 @@ class Server:
                 answered += 1
                 await asyncio.sleep(self.delay)
                 writer.write(self.reply)
+                for later in (self.rest, self.unasked):
+                    if later:
+                        await asyncio.sleep(0.02)
+                        writer.write(later)
+                self.unasked = b""
+                if self.hangs_up:
+                    await asyncio.sleep(0.02)
+                    return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -139,24 +170,175 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_goes_unnoticed(
     async with serving(replies=1) as server, AsyncRequester(Settings(server.url)) as requester:
         assert [await requester.ask(PEEK) for _ in range(3)] == ["L"] * 3
         assert server.made == 3
-        assert server.requests == 5
+        assert server.requests == 4
 
 
 async def test_but_nothing_is_sent_twice_that_must_not_be() -> None:
     create = protocol.create_workflow_run(7, "alice", 93)
     async with serving(replies=1) as server, AsyncRequester(Settings(server.url)) as requester:
-        await requester.ask(PEEK)
+        await requester.ask(protocol.health())
         with pytest.raises(ServerUnreachable):
             await requester.ask(create)
         assert server.requests == 2
 
 
-async def test_a_reply_whose_length_is_not_told_is_read_to_its_end() -> None:
-    chunks = b'7\r\n{"statu\r\n7\r\ns":"L"}\r\n0\r\n\r\n'
-    reply = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n{"statu\r\n7\r\ns":"L"}\r\n0\r\n\r\n'
+GZIPPED = (
+    b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    % len(packed := gzip.compress(b'{"status":"L"}'))
+) + packed
+
+
+@pytest.mark.parametrize("reply", [CHUNKED, GZIPPED], ids=["chunked", "gzipped"])
+async def test_what_plain_connections_do_not_understand_is_asked_by_aiohttp_from_then_on(
+    reply: bytes,
+) -> None:
     async with serving(reply=reply) as server, AsyncRequester(Settings(server.url)) as requester:
-        assert [await requester.ask(PEEK) for _ in range(2)] == ["L", "L"]
+        assert [await requester.ask(PEEK) for _ in range(5)] == ["L"] * 5
+        assert server.requests == 6  # only the first one twice
+        assert server.made == 2
+
+
+async def test_a_minute_later_they_are_tried_again(mocker: MockerFixture) -> None:
+    mocker.patch("airflow_jobmon_provider.client.plain_http.REST", 0.0)
+    async with serving(reply=CHUNKED) as server, AsyncRequester(Settings(server.url)) as requester:
+        assert [await requester.ask(PEEK) for _ in range(2)] == ["L"] * 2
+        server.reply = REPLY
+        assert [await requester.ask(PEEK) for _ in range(2)] == ["L"] * 2
+        assert server.requests == 6
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        REPLY + b"x",
+        REPLY + REPLY,
+        REPLY.replace(b"14", b"13"),
+        REPLY.replace(b"14", b"14\r\n 4"),
+        REPLY.replace(b"14", b"14\r\nContent-Length: 3"),
+        REPLY.replace(b"14", b"-1"),
+        REPLY.replace(b"14", b"99999"),
+        REPLY.replace(b"Content-Length: 14", b"X: y"),
+        REPLY.replace(b"200 OK", b"204 No Content"),
+        REPLY.replace(b"1.1", b"1.0"),
+        REPLY.replace(b"Content-Type", b"Transfer-Encoding"),
+        REPLY.replace(b"json\r\n", b"json\n"),
+        b"x" * 2 * LONGEST_REPLY,
+        b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+async def test_only_the_plain_reply_is_understood(reply: bytes) -> None:
+    async with serving(reply=reply, hangs_up=True) as server:
+        settings = Settings(server.url)
+        plain = PlainConnections(settings, {}, None, keep_alive=4.0)
+        assert await asyncio.wait_for(plain.exchange(plain.request("/x", b"{}")), 5) is None
+        assert plain.resting is bool(reply)
+        plain.close()
+        await asyncio.wait_for(server.gone.wait(), 5)
+
+
+@pytest.mark.parametrize("cut", [1, 20, len(REPLY) - 1])
+async def test_a_reply_may_come_in_pieces(cut: int) -> None:
+    async with serving(reply=REPLY[:cut], rest=REPLY[cut:]) as server:
+        plain = PlainConnections(Settings(server.url), {}, None, keep_alive=4.0)
+        for _ in range(2):
+            assert await plain.exchange(plain.request("/x", b"{}")) == b'{"status":"L"}'
         assert server.made == 1
+        plain.close()
+
+
+async def test_a_connection_that_the_server_is_about_to_close_is_not_used_again() -> None:
+    reply = REPLY.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    async with serving(reply=reply) as server, AsyncRequester(Settings(server.url)) as requester:
+        assert [await requester.ask(PEEK) for _ in range(3)] == ["L"] * 3
+        assert (server.made, server.requests) == (3, 3)
+
+
+async def test_connections_that_have_been_idle_for_long_are_closed() -> None:
+    async with serving(delay=0.05) as server:
+        plain = PlainConnections(Settings(server.url), {}, None, keep_alive=0.3)
+        request = plain.request("/x", b"{}")
+        await asyncio.gather(*(plain.exchange(request) for _ in range(5)))
+        assert (server.made, server.open) == (5, 5)
+        while server.open > 1:  # with one request after the other, one connection is enough
+            await plain.exchange(request)
+        assert server.made == 5
+        await asyncio.sleep(0.31)
+        await plain.exchange(request)
+        assert server.made == 6
+        plain.close()
+
+
+async def test_what_nobody_asked_for_ends_a_connection() -> None:
+    async with (
+        serving(unasked=b"HTTP/1.1 200 OK\r\n") as server,
+        AsyncRequester(Settings(server.url)) as requester,
+    ):
+        assert await requester.ask(PEEK) == "L"
+        await asyncio.wait_for(server.gone.wait(), 5)
+        assert await requester.ask(PEEK) == "L"
+        assert server.requests == 2
+
+
+async def test_a_plain_request_has_one_deadline() -> None:
+    async with serving(delay=5) as server:
+        plain = PlainConnections(Settings(server.url, request_timeout=0.2), {}, None, keep_alive=4.0)
+        with pytest.raises(asyncio.TimeoutError):
+            await plain.exchange(plain.request("/x", b"{}"))
+        await asyncio.wait_for(server.gone.wait(), 10)
+
+
+async def test_a_host_that_does_not_answer_is_told_as_such() -> None:
+    # a listener whose queue is full does not answer; it stands for a firewall that drops packets
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        settings = Settings(f"http://127.0.0.1:{address[1]}", request_timeout=0.3)
+        async with AsyncRequester(settings) as requester:
+            with pytest.raises(ServerUnreachable, match=r"no connection within 0\.3 s; is the server up"):
+                await requester.ask(PEEK)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "elsewhere"}, {"Transfer-Encoding": "chunked"}, {"X": "a\r\nY: b"}, {"Ä": "b"}, {"X": "ä"}],
+)
+async def test_settings_that_are_not_plain_are_left_to_aiohttp(headers: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="not plain"):
+        PlainConnections(Settings("http://127.0.0.1:9"), headers, None, keep_alive=4.0)
+
+
+async def test_a_proxy_is_left_to_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        async with AsyncRequester(Settings("http://jobmon.invalid")) as requester:
+            assert await requester.ask(PEEK) == "L"
+
+
+async def test_pauses_of_many_end_together() -> None:
+    loop = asyncio.get_running_loop()
+
+    def rest() -> Conversation[float]:
+        yield Pause(chance.uniform(0.5, 0.6))
+        return loop.time()
+
+    chance = random.Random(1)
+    async with AsyncRequester(Settings("http://127.0.0.1:9")) as requester:
+        started = loop.time()
+        ends = await asyncio.gather(*(requester.converse(rest()) for _ in range(100)))
+    assert min(ends) - started > 0.45
+    assert len({round(end / 0.05) for end in ends}) <= 4
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e7))
+def test_a_pause_ends_on_time_or_a_little_earlier(pause: float, now: float) -> None:
+    rest = async_requester.to_tick(pause, now)
+    assert pause - 0.05 - 1e-6 <= rest <= pause
+    assert rest == pause or pause >= 0.5
 
 
 def test_event_loops_share_nothing() -> None:

@@ -1,0 +1,231 @@
+"""Short requests over kept connections, for the one exchange of which there are thousands: the heartbeat.
+
+aiohttp knows all of HTTP, and spends several times the CPU time on a request that this does (``make bench``).
+This knows one reply only: status 200 with a short body whose length is told. Whatever else comes is not dealt
+with here: the caller sends the request again over aiohttp and lets that tell what is wrong. So nothing but
+idempotent requests may be sent this way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from airflow_jobmon_provider.client.settings import Settings
+
+LONGEST_REPLY = 16 * 1024
+"""Bytes, its head included: the reply to a heartbeat has about 150."""
+
+REST = 60.0
+"""Seconds in which nothing is sent this way after a reply that was not understood: who does not talk plainly
+would be asked everything twice."""
+
+# How a request is framed, which is our business: whoever sets one of these gets aiohttp for everything.
+_FRAMING = {"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"}
+_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
+_VALUE = re.compile(r"[ -~\t]*")
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r\n")
+_UNFIT = re.compile(rb"\r\n(?:transfer-encoding|content-encoding|[ \t])|[^\r]\n")
+
+
+class ConnectTimeout(asyncio.TimeoutError):
+    """No connection within the time-out."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, with one request at a time."""
+
+    __slots__ = ("_loop", "_received", "_reply", "_transport", "ended", "idle_since", "kept", "understood")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._received = b""
+        self._reply: asyncio.Future[bytes | None] | None = None
+        self._transport: asyncio.Transport
+        self.ended = False
+        self.understood = True
+        self.kept = True
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def send(self, request: bytes) -> asyncio.Future[bytes | None]:
+        """Send a request; what comes of it is the body of the reply, or None: ask by another way."""
+        self._received = b""
+        self._reply = self._loop.create_future()
+        self._transport.write(request)
+        return self._reply
+
+    def data_received(self, data: bytes) -> None:
+        if self._reply is None:  # nobody has asked
+            self.end()
+            return
+        received = self._received = self._received + data if self._received else data
+        head, complete, body = received.partition(b"\r\n\r\n")
+        if complete:
+            length = self._length_of(head + b"\r\n")
+            if length is not None and len(body) < length:
+                return  # the rest is on its way
+            if length == len(body):
+                self._answer(body)
+                return
+        elif len(received) <= LONGEST_REPLY:
+            return
+        self.understood = False
+        self.end()
+
+    def _length_of(self, head: bytes) -> int | None:
+        """Return how long the body is; None: this is not the plain reply."""
+        head = head.lower()
+        length = _LENGTH.search(head)
+        if (
+            length is None
+            or not head.startswith(b"http/1.1 200 ")
+            or head.count(b"content-length") != 1
+            or _UNFIT.search(head)
+            or int(length[1]) > LONGEST_REPLY
+        ):
+            return None
+        self.kept = b"\r\nconnection: close" not in head
+        return int(length[1])
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ended = True
+        self._answer(None)
+
+    def _answer(self, body: bytes | None) -> None:
+        reply, self._reply, self._received = self._reply, None, b""
+        if reply is not None and not reply.done():
+            reply.set_result(body)
+
+    def end(self) -> None:
+        """Close at once. Whoever waits for a reply gets None."""
+        self.ended = True
+        self._answer(None)
+        self._transport.abort()
+
+
+class PlainConnections:
+    """Those to one server from one event loop. How many there are is the caller's business.
+
+    :param settings: address, and the time-out of each request.
+    :param headers: sent with every request.
+    :param tls: how to check the server's certificate; None for http.
+    :param keep_alive: seconds after which an idle connection is not used again.
+    :raises ValueError: these settings are not plain enough; use aiohttp for everything.
+    """
+
+    def __init__(
+        self, settings: Settings, headers: Mapping[str, str], tls: ssl.SSLContext | None, *, keep_alive: float
+    ) -> None:
+        address = urlsplit(settings.service_url)
+        plain = all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers.items())
+        if not (plain and settings.service_url.isascii() and _FRAMING.isdisjoint(map(str.lower, headers))):
+            raise ValueError("not plain")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._lines = f"Host: {address.netloc}\r\n{lines}"
+        self._host = address.hostname or ""
+        self._port = address.port or (443 if tls else 80)
+        self._tls = tls
+        self._timeout = settings.request_timeout
+        self._keep_alive = keep_alive
+        self._loop = asyncio.get_running_loop()
+        self._idle: deque[_Connection] = deque()
+        self._waiting: dict[asyncio.Future[bytes | None], float] = {}  # → deadline
+        self._watch: asyncio.TimerHandle | None = None  # one for all: a timer each costs as much as sending
+        self._resting_until = 0.0
+
+    @property
+    def resting(self) -> bool:
+        """Whether the server has given a reply that was not understood, a moment ago."""
+        return self._loop.time() < self._resting_until
+
+    def request(self, target: str, body: bytes) -> bytes:
+        """Return a POST as ``exchange`` sends it.
+
+        :param target: path and query, quoted.
+        """
+        head = f"POST {target} HTTP/1.1\r\n{self._lines}Content-Length: {len(body)}\r\n\r\n"
+        return head.encode("ascii") + body
+
+    async def exchange(self, request: bytes) -> bytes | None:
+        """Send a request and return the body of its reply, or None: send it again over aiohttp.
+
+        :raises asyncio.TimeoutError: no reply within the settings' time-out.
+        :raises ConnectTimeout: not even a connection.
+        """
+        deadline = self._loop.time() + self._timeout
+        connection = self._take() or await self._connect()
+        if connection is None:
+            return None
+        reply = connection.send(request)
+        self._waiting[reply] = deadline
+        if self._watch is None or deadline < self._watch.when():
+            self._expire()
+        try:
+            body = await reply
+        except BaseException:
+            connection.end()  # its reply would be taken for the next one's
+            raise
+        finally:
+            del self._waiting[reply]
+        if not connection.understood:
+            self._resting_until = self._loop.time() + REST
+        elif connection.kept:
+            self._keep(connection)
+        else:
+            connection.end()
+        return body
+
+    async def _connect(self) -> _Connection | None:
+        making = self._loop.create_connection(
+            lambda: _Connection(self._loop), self._host, self._port, ssl=self._tls
+        )
+        try:
+            _, connection = await asyncio.wait_for(making, self._timeout)
+        except asyncio.TimeoutError:
+            raise ConnectTimeout from None
+        except OSError:
+            return None
+        return connection
+
+    def _take(self) -> _Connection | None:
+        """Return the idle connection that was used last, if it is likely to be open still."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.ended:
+                if self._loop.time() - connection.idle_since < self._keep_alive:
+                    return connection
+                connection.end()
+        return None
+
+    def _keep(self, connection: _Connection) -> None:
+        connection.idle_since = now = self._loop.time()
+        self._idle.append(connection)
+        while now - self._idle[0].idle_since >= self._keep_alive:
+            self._idle.popleft().end()
+
+    def _expire(self) -> None:
+        """End the wait for replies that are overdue, and come again when the next one may be."""
+        now = self._loop.time()
+        for reply, deadline in self._waiting.items():
+            if deadline <= now and not reply.done():
+                reply.set_exception(asyncio.TimeoutError())
+        if self._watch is not None:
+            self._watch.cancel()
+        due = min((deadline for deadline in self._waiting.values() if deadline > now), default=None)
+        self._watch = None if due is None else self._loop.call_at(due, self._expire)
+
+    def close(self) -> None:
+        """Close what is idle. Nobody may be waiting for a reply."""
+        if self._watch is not None:
+            self._watch.cancel()
+        while self._idle:
+            self._idle.pop().end()
