@@ -153,11 +153,11 @@ async def triggers(
     settle: float = 0.0,
     empty: float = 0,
     age: float = AN_OLD_RUN,
-    sample: float = 0.02,
+    sample: float = 0.01,
 ) -> dict[str, float]:
     """Run many heartbeat triggers, or empty ones that only sleep, on one event loop.
 
-    CPU time is counted from ``settle`` seconds after the start on, or with the start. The lag of the loop is how
+    CPU time is counted from ``settle`` seconds after the start on, or with it. The lag of the loop is how
     late sleeps of ``sample`` seconds end.
     """
     from airflow.triggers.base import BaseTrigger

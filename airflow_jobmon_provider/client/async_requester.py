@@ -243,9 +243,9 @@ class AsyncRequester:
 
     async def _exchange(self, request: _Request, pool: _Pool) -> Response:
         if request.plain is not None and pool.plain is not None and not pool.plain.resting:
-            body = await pool.plain.exchange(request.plain)
-            if body is not None:
-                return Response(200, body=body)
+            response = await pool.plain.exchange(request.plain)
+            if response is not None:
+                return response
         try:
             return await self._request(request, pool)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:

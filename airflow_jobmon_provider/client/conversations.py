@@ -237,10 +237,7 @@ def watch_run(
     :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final. An outage is not, and is outlived.
     """
     started = clock()
-
-    def over() -> bool:
-        return timeout is not None and clock() - started >= timeout
-
+    end = None if timeout is None else started + timeout
     changed = started - age
     outage = Outage(f"workflow run {workflow_run_id}", clock)
     status: RunStatus | None = None
@@ -252,9 +249,10 @@ def watch_run(
         seen: RunStatus | None = None
         # Not while we beat for a running run: a count that hangs would delay the next heartbeat.
         watching = status is RunStatus.RUNNING and not decisions.beats(keep_alive, status)
-        if progress is not None and watching and not counting and not over() and progress.is_due():
+        due = watching and not counting and not _is_over(end, clock)
+        if progress is not None and due and progress.is_due():
             settled = yield from progress.look()
-            counting = not settled and not over()  # the last look is at the run
+            counting = not settled and not _is_over(end, clock)  # the last look is at the run
         else:
             counting = False
         if not counting:
@@ -269,7 +267,7 @@ def watch_run(
                     call = protocol.peek_status(workflow_run_id)
             seen = yield from outage.ask(call)
         waited = clock() - started
-        expired = over() and not counting
+        expired = _is_over(end, clock) and not counting
         unclaimed = handoff_timeout is not None and waited >= handoff_timeout
         if seen is RunStatus.LINKING and (unclaimed or (expired and owned)):
             # The server decides this race: refused, and an executor has taken the run after all.
@@ -297,11 +295,15 @@ def watch_run(
                 pause = decisions.first_long_pause(longest, uniform)
             # A heartbeat is due an interval after the last one was sent, however long its reply took.
             wait = pause - (now - asked)
-        if timeout is not None:
-            wait = min(wait, started + timeout - now)
+        if end is not None:
+            wait = min(wait, end - now)
         if handoff_timeout is not None and beating and not unclaimed:
             wait = min(wait, started + handoff_timeout - now)
         yield Pause(max(wait, _SHORTEST_PAUSE))
+
+
+def _is_over(end: float | None, clock: Clock) -> bool:
+    return end is not None and clock() >= end
 
 
 def look_at_run(

@@ -1,9 +1,9 @@
 """Short requests over kept connections, for the one exchange of which there are thousands: the heartbeat.
 
 aiohttp knows all of HTTP, and spends several times the CPU time on a request that this does (``make bench``).
-This knows one reply only: status 200 with a short body whose length is told. Whatever else comes is not dealt
-with here: the caller sends the request again over aiohttp and lets that tell what is wrong. So nothing but
-idempotent requests may be sent this way.
+This knows one kind of reply only: a short body whose length is told. Whatever else comes is not dealt with
+here: the caller sends the request again over aiohttp and lets that find out. So nothing but idempotent
+requests may be sent this way.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from airflow_jobmon_provider.client.protocol import Response
 from airflow_jobmon_provider.client.settings import Settings
 
 LONGEST_REPLY = 16 * 1024
@@ -29,8 +30,11 @@ _FRAMING = {"connection", "content-length", "expect", "host", "te", "trailer", "
 _NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
 _VALUE = re.compile(r"[ -~\t]*")
 
+_STATUS = re.compile(rb"http/1\.1 ([2-5]\d\d) ")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r\n")
 _UNFIT = re.compile(rb"\r\n(?:transfer-encoding|content-encoding|[ \t])|[^\r]\n")
+_HEADER = re.compile(rb"\r\n([^:\r]+):[ \t]*([^\r]*)")
+_WITHOUT_BODY = (204, 304)
 
 
 class ConnectTimeout(asyncio.TimeoutError):
@@ -45,7 +49,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._received = b""
-        self._reply: asyncio.Future[bytes | None] | None = None
+        self._reply: asyncio.Future[Response | None] | None = None
         self._transport: asyncio.Transport
         self.ended = False
         self.understood = True
@@ -56,8 +60,8 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def send(self, request: bytes) -> asyncio.Future[bytes | None]:
-        """Send a request; what comes of it is the body of the reply, or None: ask by another way."""
+    def send(self, request: bytes) -> asyncio.Future[Response | None]:
+        """Send a request; what comes of it is the reply, or None: ask by another way."""
         self._received = b""
         self._reply = self._loop.create_future()
         self._transport.write(request)
@@ -70,40 +74,43 @@ class _Connection(asyncio.Protocol):
         received = self._received = self._received + data if self._received else data
         head, complete, body = received.partition(b"\r\n\r\n")
         if complete:
-            length = self._length_of(head + b"\r\n")
-            if length is not None and len(body) < length:
+            status, length = self._read(head + b"\r\n")
+            if len(body) < length:
                 return  # the rest is on its way
-            if length == len(body):
-                self._answer(body)
+            if len(body) == length:
+                # Headers say nothing about a 200 that its body does not say.
+                headers = (
+                    {}
+                    if status == 200
+                    else {k.lower().decode("latin1"): v.decode("latin1") for k, v in _HEADER.findall(head)}
+                )
+                self._answer(Response(status, headers, body))
                 return
         elif len(received) <= LONGEST_REPLY:
             return
         self.understood = False
         self.end()
 
-    def _length_of(self, head: bytes) -> int | None:
-        """Return how long the body is; None: this is not the plain reply."""
+    def _read(self, head: bytes) -> tuple[int, int]:
+        """Return the status and how long the body is; -1: this is not a plain reply."""
         head = head.lower()
-        length = _LENGTH.search(head)
-        if (
-            length is None
-            or not head.startswith(b"http/1.1 200 ")
-            or head.count(b"content-length") != 1
-            or _UNFIT.search(head)
-            or int(length[1]) > LONGEST_REPLY
-        ):
-            return None
+        status, length = _STATUS.match(head), _LENGTH.search(head)
+        if status is None or length is None or head.count(b"content-length") != 1 or _UNFIT.search(head):
+            return 0, -1
+        code, expected = int(status[1]), int(length[1])
+        if code in _WITHOUT_BODY or expected > LONGEST_REPLY:
+            return 0, -1
         self.kept = b"\r\nconnection: close" not in head
-        return int(length[1])
+        return code, expected
 
     def connection_lost(self, error: Exception | None) -> None:
         self.ended = True
         self._answer(None)
 
-    def _answer(self, body: bytes | None) -> None:
+    def _answer(self, response: Response | None) -> None:
         reply, self._reply, self._received = self._reply, None, b""
         if reply is not None and not reply.done():
-            reply.set_result(body)
+            reply.set_result(response)
 
     def end(self) -> None:
         """Close at once. Whoever waits for a reply gets None."""
@@ -138,7 +145,7 @@ class PlainConnections:
         self._keep_alive = keep_alive
         self._loop = asyncio.get_running_loop()
         self._idle: deque[_Connection] = deque()
-        self._waiting: dict[asyncio.Future[bytes | None], float] = {}  # → deadline
+        self._waiting: dict[asyncio.Future[Response | None], float] = {}  # → deadline
         self._watch: asyncio.TimerHandle | None = None  # one for all: a timer each costs as much as sending
         self._resting_until = 0.0
 
@@ -155,8 +162,8 @@ class PlainConnections:
         head = f"POST {target} HTTP/1.1\r\n{self._lines}Content-Length: {len(body)}\r\n\r\n"
         return head.encode("ascii") + body
 
-    async def exchange(self, request: bytes) -> bytes | None:
-        """Send a request and return the body of its reply, or None: send it again over aiohttp.
+    async def exchange(self, request: bytes) -> Response | None:
+        """Send a request and return its reply, or None: send it again over aiohttp.
 
         :raises asyncio.TimeoutError: no reply within the settings' time-out.
         :raises ConnectTimeout: not even a connection.
@@ -170,7 +177,7 @@ class PlainConnections:
         if self._watch is None or deadline < self._watch.when():
             self._expire()
         try:
-            body = await reply
+            response = await reply
         except BaseException:
             connection.end()  # its reply would be taken for the next one's
             raise
@@ -182,7 +189,7 @@ class PlainConnections:
             self._keep(connection)
         else:
             connection.end()
-        return body
+        return response
 
     async def _connect(self) -> _Connection | None:
         making = self._loop.create_connection(

@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,10 +155,9 @@ class JobmonHook(BaseHook):
         :raises ConfigError: the connection is malformed.
         """
         server = await self.aserver()
+        name = "airflow_jobmon_provider.client.async_requester"
         # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
-        module = await asyncio.to_thread(
-            importlib.import_module, "airflow_jobmon_provider.client.async_requester"
-        )
+        module: Any = sys.modules.get(name) or await asyncio.to_thread(importlib.import_module, name)
         requester: AsyncRequester = module.AsyncRequester(server.settings)
         return requester
 

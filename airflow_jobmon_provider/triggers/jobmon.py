@@ -135,7 +135,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
             clock=time.monotonic,
         )
         try:
-            await requester.converse(waiting, log=self.log)
+            await requester.converse(waiting, log=self.logger())
         except ResumeTimeout as error:
             return self._event("timeout", str(error))
         return self._event("success", f"workflow {self.workflow_id} is resumable")
@@ -247,7 +247,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             age=age,
             progress=progress or None,
         )
-        return run_event(self.workflow_run_id, await requester.converse(watch, log=self.log))
+        return run_event(self.workflow_run_id, await requester.converse(watch, log=self.logger()))
 
     async def on_kill(self) -> None:
         """Abort the run if it is ours and nobody has taken it; stop it as ``cancel_on_kill`` says.

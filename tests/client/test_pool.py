@@ -20,8 +20,9 @@ from pytest_mock import MockerFixture
 from airflow_jobmon_provider.client import async_requester, protocol
 from airflow_jobmon_provider.client.async_requester import MAX_CONNECTIONS, AsyncRequester
 from airflow_jobmon_provider.client.conversations import Conversation, Pause
-from airflow_jobmon_provider.client.exceptions import ServerUnreachable
+from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable
 from airflow_jobmon_provider.client.plain_http import LONGEST_REPLY, PlainConnections
+from airflow_jobmon_provider.client.protocol import Response
 from airflow_jobmon_provider.client.settings import Settings
 
 PEEK = protocol.peek_status(5)
@@ -225,10 +226,11 @@ async def test_a_minute_later_they_are_tried_again(mocker: MockerFixture) -> Non
         REPLY.replace(b"Content-Type", b"Transfer-Encoding"),
         REPLY.replace(b"json\r\n", b"json\n"),
         b"x" * 2 * LONGEST_REPLY,
-        b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 14\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + REPLY,
     ],
 )
-async def test_only_the_plain_reply_is_understood(reply: bytes) -> None:
+async def test_only_a_plain_reply_is_understood(reply: bytes) -> None:
     async with serving(reply=reply, hangs_up=True) as server:
         settings = Settings(server.url)
         plain = PlainConnections(settings, {}, None, keep_alive=4.0)
@@ -243,9 +245,18 @@ async def test_a_reply_may_come_in_pieces(cut: int) -> None:
     async with serving(reply=REPLY[:cut], rest=REPLY[cut:]) as server:
         plain = PlainConnections(Settings(server.url), {}, None, keep_alive=4.0)
         for _ in range(2):
-            assert await plain.exchange(plain.request("/x", b"{}")) == b'{"status":"L"}'
+            assert await plain.exchange(plain.request("/x", b"{}")) == Response(200, {}, b'{"status":"L"}')
         assert server.made == 1
         plain.close()
+
+
+async def test_what_a_refusal_says_is_heard_without_asking_twice() -> None:
+    reply = REPLY.replace(b"200 OK", b"503 Busy\r\nRetry-After: 7")
+    async with serving(reply=reply) as server, AsyncRequester(Settings(server.url)) as requester:
+        with pytest.raises(ServerFailure, match="503") as failure:
+            await requester.ask(PEEK)
+        assert failure.value.retry_after == 7
+        assert server.requests == 1
 
 
 async def test_a_connection_that_the_server_is_about_to_close_is_not_used_again() -> None:
