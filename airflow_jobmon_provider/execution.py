@@ -99,6 +99,8 @@ def executor_environment(settings: Settings, interval: float, buffer: float) -> 
             "Jobmon's own client, which executes the run, always checks TLS certificates: give the"
             " connection's verify the path of a CA bundle instead of false"
         )
+    if settings.client_cert:
+        raise ConfigError("Jobmon's own client, which executes the run, cannot send a client certificate")
     if isinstance(settings.verify, str):
         environment |= {"REQUESTS_CA_BUNDLE": settings.verify, "SSL_CERT_FILE": settings.verify}
     return environment

@@ -52,6 +52,16 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "description": "true (default), false, or the path of a CA bundle.",
         "schema": {"type": ["string", "boolean", "null"]},
     },
+    "client_cert": {
+        "label": "Client certificate",
+        "description": "Path of the certificate (PEM) that the server may ask for. Default: none.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "client_key": {
+        "label": "Client key",
+        "description": "Path of the client certificate's key. Default: the key is in the same file.",
+        "schema": {"type": ["string", "null"]},
+    },
     "headers": {
         "label": "Headers",
         "description": "JSON object of headers to send with every request.",

@@ -30,22 +30,6 @@ ENDS = {"BIORD": "D", "BIORE": "E", "BIORS": "S", "BE": "E", "A": "A", "BCT": "T
 STATUS_ROUTE = "/api/v2/workflow_run/{}/update_status"
 
 
-def make_workflows(sandbox: JobmonSandbox, count: int) -> list[int]:
-    """Return so many new workflows: copies of one in the database, as making them takes long."""
-    first = sandbox.make_workflow("new", tasks=1).workflow_id
-    columns = (
-        "tool_version_id, dag_id, task_hash, description, name, workflow_args, max_concurrently_running,"
-    )
-    columns += " created_date, status_date, status"
-    sandbox.change(
-        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO workflow"
-        f" (workflow_args_hash, {columns}) SELECT 'copy-' || i, {columns} FROM workflow, n WHERE id = ?",
-        count,
-        first,
-    )
-    return [row[0] for row in sandbox.query("SELECT id FROM workflow WHERE id > ?", first)]
-
-
 def create_run(sandbox: JobmonSandbox, workflow_id: int) -> int:
     """Create a run as the operator does."""
     body = {"workflow_id": workflow_id, "user": "soak", "jobmon_version": "soak"}
@@ -82,15 +66,15 @@ class Soak:
         self.events: dict[int, tuple[str | None, float]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
-    async def start_one(self) -> None:
-        """Create a run and wait for it."""
+    async def start_one(self, age: float = 0.0) -> None:
+        """Create a run and wait for it, as if it were so many seconds old."""
         run = await asyncio.to_thread(create_run, self.sandbox, self.workflows.pop())
-        task = asyncio.create_task(self.wait_for(run))
+        task = asyncio.create_task(self.wait_for(run, age))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         self.runs.put(run)
 
-    async def wait_for(self, run: int) -> None:
+    async def wait_for(self, run: int, age: float) -> None:
         """Run the trigger of one run, to its event."""
         from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
@@ -99,6 +83,7 @@ class Soak:
             workflow_run_heartbeat_interval=INTERVAL,
             heartbeat_report_by_buffer=BUFFER,
             poll_interval=POLL,
+            created_at=time.time() - age,
         )
         async for event in trigger.run():
             self.events[run] = (event.payload["workflow_run_status"], time.time())
@@ -106,8 +91,8 @@ class Soak:
 
     async def run(self, count: int, seconds: float) -> list[float]:
         """Keep so many triggers for so long; return the memory in KiB, sampled each 20th of the time."""
-        for _ in range(count):
-            await self.start_one()
+        for _ in range(count):  # a fleet that has been there: thousands of young runs are another load
+            await self.start_one(age=86_400)
         memory = []
         for _ in range(20):
             await asyncio.sleep(seconds / 20)
@@ -140,14 +125,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2000)
     arguments = parser.parse_args()
     seconds, count = 60 * arguments.minutes, arguments.runs
-    mean_life = max(seconds / 3, 60.0)
+    mean_life = max(2 * seconds, 60.0)
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as home, JobmonSandbox(heartbeat_interval=INTERVAL) as sandbox:
         os.environ["AIRFLOW_HOME"] = home
         connection = {"conn_type": "jobmon", "host": sandbox.url, "extra": {"route_prefix": "/api/v2"}}
         os.environ["AIRFLOW_CONN_JOBMON_DEFAULT"] = json.dumps(connection)
         sandbox.start_reaper(10)
-        workflows = make_workflows(sandbox, count * 8)
+        workflows = sandbox.copy_workflow(sandbox.make_workflow("new", tasks=1).workflow_id, count * 8)
         processes = multiprocessing.get_context("fork")
         runs, ends = processes.Queue(), processes.Queue()
         # It stops a little earlier, so that every end is seen.

@@ -400,6 +400,24 @@ class JobmonSandbox:
         with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database, database:
             database.execute(sql, parameters)
 
+    def copy_workflow(self, workflow_id: int, count: int) -> list[int]:
+        """Copy a new workflow in the database, without its tasks: making thousands of them takes long.
+
+        :returns: the ids of the copies.
+        """
+        columns = "tool_version_id, dag_id, task_hash, description, name, workflow_args,"
+        columns += " max_concurrently_running, created_date, status_date, status"
+        (newest,) = self.query("SELECT max(id) FROM workflow")[0]
+        self.change(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO workflow"
+            f" (workflow_args_hash, {columns}) SELECT 'copy-' || ? || '-' || i, {columns} FROM workflow, n"
+            " WHERE id = ?",
+            count,
+            workflow_id,
+            workflow_id,
+        )
+        return [copy for (copy,) in self.query("SELECT id FROM workflow WHERE id > ?", newest)]
+
     def workflow_status(self, workflow_id: int) -> str:
         """Code of a workflow's status."""
         return str(self.query("SELECT status FROM workflow WHERE id = ?", workflow_id)[0][0])

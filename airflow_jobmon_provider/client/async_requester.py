@@ -107,6 +107,8 @@ async def _tls(settings: Settings) -> ssl.SSLContext | None:
         if not settings.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
+        if settings.client_cert:
+            context.load_cert_chain(settings.client_cert, settings.client_key)
         return context
 
     # Reading certificates from disk takes milliseconds that an event loop does not have to give.
@@ -151,7 +153,8 @@ class AsyncRequester:
         self._pool: _Pool | None = None
         self._prepared: _Request | None = None
         headers = tuple(sorted(settings.headers.items()))
-        self._key = (settings.service_url, settings.verify, settings.request_timeout, headers)
+        client = (settings.client_cert, settings.client_key)
+        self._key = (settings.service_url, settings.verify, client, settings.request_timeout, headers)
 
     @property
     def url(self) -> str:

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import requests
 import tenacity
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
+from airflow_jobmon_provider.client.deadline import DeadlineAdapter
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import (
@@ -39,9 +39,11 @@ class Requester:
     :param service_url: address of the server with its route prefix, such as ``http://jobmon:8070/api/v3``.
     :param retries_timeout: seconds after which a request is not tried again; 0: never retry. Default 300.
     :param retries_attempts: how often a request is tried at most. Default 10.
-    :param request_timeout: seconds to wait for a reply. Default 20.
+    :param request_timeout: seconds to wait for a connection, and then for the whole reply. Default 20.
     :param headers: sent with every request. Default: none.
     :param verify: check the server's certificate: True (default), False, or the path of a CA bundle.
+    :param client_cert: path of the certificate (PEM) that the server may ask for. Default: none.
+    :param client_key: path of its key. Default: the key is in the same file.
     :raises ConfigError: the address is none.
     :raises ValueError: a number is negative or not finite.
     """
@@ -55,10 +57,19 @@ class Requester:
         *,
         headers: Mapping[str, str] | None = None,
         verify: bool | str = True,
+        client_cert: str | None = None,
+        client_key: str | None = None,
     ) -> None:
         self._open(
             Settings(
-                service_url, retries_timeout, retries_attempts, request_timeout, headers or {}, verify=verify
+                service_url,
+                retries_timeout,
+                retries_attempts,
+                request_timeout,
+                headers or {},
+                verify=verify,
+                client_cert=client_cert,
+                client_key=client_key,
             )
         )
 
@@ -85,11 +96,14 @@ class Requester:
         self.request_timeout = settings.request_timeout
         self._session = requests.Session()
         # The pool's own retries stay off: tenacity decides, by the protocol's rules.
-        adapter = HTTPAdapter(pool_maxsize=10, max_retries=0)
+        adapter = DeadlineAdapter(pool_maxsize=10, max_retries=0)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         # A callable keeps requests from taking credentials for this host out of ~/.netrc.
         self._session.auth = _as_it_is
+        if settings.client_cert:
+            certificate, key = settings.client_cert, settings.client_key
+            self._session.cert = (certificate, key) if key else certificate
 
     @property
     def url(self) -> str:
@@ -149,8 +163,9 @@ class Requester:
                 response = Response(reply.status_code, reply.headers, _read(reply))
         except requests.exceptions.RequestException as error:
             never_connected = _never_connected(error)
-            reason = _root_cause(error)
-            if isinstance(error, requests.exceptions.Timeout):
+            cause = _root_cause(error)
+            reason = protocol.reason_of(cause)
+            if isinstance(cause, TimeoutError) or isinstance(error, requests.exceptions.Timeout):
                 reason = (
                     f"no {'connection' if never_connected else 'reply'} within {self.request_timeout:g} s"
                 )
@@ -260,11 +275,11 @@ def _read(reply: requests.Response) -> bytes:
     return bytes(body)
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> BaseException:
     """Return the innermost reason: requests and urllib3 wrap ``Connection refused`` in three layers."""
     while error.__context__ is not None:
         error = error.__context__
-    return protocol.reason_of(error)
+    return error
 
 
 def _never_connected(error: requests.exceptions.RequestException) -> bool:

@@ -7,6 +7,7 @@ defaults (protocol page, "Jobmon's settings"); so does :meth:`Settings.from_defa
 from __future__ import annotations
 
 import base64
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ class Settings:
     :param request_timeout: seconds to wait for a reply.
     :param headers: sent with every request, ``Authorization`` among them. Never shown.
     :param verify: check the server's certificate: True, False, or the path of a CA bundle.
+    :param client_cert: path of the certificate (PEM) that the server may ask for. Default: none.
+    :param client_key: path of its key. Default: the key is in the same file.
     :param heartbeat_interval: seconds between heartbeats of a run.
     :param report_by_buffer: a heartbeat is good for the interval times this.
     """
@@ -47,6 +50,8 @@ class Settings:
     verify: bool | str = True
     heartbeat_interval: float = DEFAULT_HEARTBEAT_INTERVAL
     report_by_buffer: float = DEFAULT_REPORT_BY_BUFFER
+    client_cert: str | None = None
+    client_key: str | None = None
 
     def __post_init__(self) -> None:
         """Check every value, and move credentials out of the address, where they would reach logs.
@@ -67,6 +72,17 @@ class Settings:
         bare = url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="")
         object.__setattr__(self, "service_url", bare.geturl().rstrip("/"))
         object.__setattr__(self, "headers", headers)
+
+    @property
+    def sends_credentials_in_clear(self) -> bool:
+        """Whether headers, ``Authorization`` above all, cross a network without TLS."""
+        url = urlsplit(self.service_url)
+        if url.scheme == "https" or not self.headers:
+            return False
+        try:
+            return not ipaddress.ip_address(url.hostname or "").is_loopback
+        except ValueError:
+            return url.hostname != "localhost"
 
     @classmethod
     def from_defaults(cls) -> Settings:

@@ -156,9 +156,12 @@ class JobmonHook(BaseHook):
         """
         server = await self.aserver()
         name = "airflow_jobmon_provider.client.async_requester"
-        # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
-        module: Any = sys.modules.get(name) or await asyncio.to_thread(importlib.import_module, name)
-        requester: AsyncRequester = module.AsyncRequester(server.settings)
+        # While another thread is importing it, the module is there, and what is in it is not.
+        make = getattr(sys.modules.get(name), "AsyncRequester", None)
+        if make is None:
+            # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
+            make = (await asyncio.to_thread(importlib.import_module, name)).AsyncRequester
+        requester: AsyncRequester = make(server.settings)
         return requester
 
     def get_workflow_run_factory(self, workflow_id: int | str) -> WorkflowRunFactory:
@@ -300,10 +303,30 @@ def _read(connection: Connection) -> JobmonServer:
         request_timeout=extra.number("request_timeout", DEFAULT_REQUEST_TIMEOUT),
         headers=headers,
         verify=extra.verify(),
+        client_cert=extra.file("client_cert"),
+        client_key=extra.file("client_key"),
         heartbeat_interval=extra.number("workflow_run_heartbeat_interval", interval),
         report_by_buffer=extra.number("heartbeat_report_by_buffer", buffer),
     )
+    _warn(connection.conn_id, settings)
     return JobmonServer(settings, extra.http_url("gui_url"), extra.text("jobmon_python", None) or None)
+
+
+def _warn(conn_id: str, settings: Settings) -> None:
+    """Tell of what is allowed, and unsafe."""
+    if settings.client_key and not settings.client_cert:
+        raise ConfigError("client_key in the extra is of no use without client_cert")
+    if settings.sends_credentials_in_clear:
+        logger.warning(
+            "connection %r sends its credentials over plain http, where others can read them: use https",
+            conn_id,
+        )
+    if settings.verify is False and settings.service_url.startswith("https:"):
+        logger.warning(
+            "connection %r does not check its server's certificate, so anybody can pose as it: give verify"
+            " the path of a CA bundle instead of false",
+            conn_id,
+        )
 
 
 def _address(connection: Connection) -> str:
@@ -366,6 +389,12 @@ class _Extra:
             raise ConfigError(f"verify in the extra names a CA bundle that does not exist: {value!r}")
         if not isinstance(value, (bool, str)):
             raise ConfigError(f"verify in the extra must be true, false or a path, not {value!r}")
+        return value
+
+    def file(self, key: str) -> str | None:
+        value = self.text(key, None) or None
+        if value is not None and not os.path.isfile(value):
+            raise ConfigError(f"{key} in the extra names a file that does not exist: {value!r}")
         return value
 
     def headers(self) -> dict[str, str]:

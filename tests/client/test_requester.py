@@ -182,6 +182,27 @@ async def test_certificates_are_checked_unless_told_otherwise(
     assert (await send(Settings(server.url, verify=False), protocol.is_resumable(7))).resumable
 
 
+async def test_a_client_certificate_is_sent(stub: MakeStub, send: Send, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.configure_trust(tls)
+    bundle, both, cert, key = (str(tmp_path / name) for name in ("ca", "both", "cert", "key"))
+    authority.cert_pem.write_to_path(bundle)
+    client = authority.issue_cert("client@example.org")
+    client.private_key_and_cert_chain_pem.write_to_path(both)
+    client.private_key_pem.write_to_path(key)
+    client.cert_chain_pems[0].write_to_path(cert)
+    server = stub(YES, tls=tls)
+    for files in ({"client_cert": both}, {"client_cert": cert, "client_key": key}):
+        settings = Settings(server.url, verify=bundle, **files)
+        assert (await send(settings, protocol.is_resumable(7))).resumable
+    with pytest.raises(ServerUnreachable):
+        await send(Settings(server.url, verify=bundle), protocol.is_resumable(7))
+    assert len(server.requests) == 2
+
+
 async def test_netrc_is_not_a_source_of_credentials(
     stub: MakeStub, send: Send, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,6 +217,8 @@ def test_a_ca_bundle_is_passed_on_and_no_check_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="always checks TLS certificates"):
         executor_environment(Settings(SERVER, verify=False), 30, 3.1)
     executor_environment(Settings("http://localhost:1", verify=False), 30, 3.1)
+    with pytest.raises(ConfigError, match="cannot send a client certificate"):
+        executor_environment(Settings(SERVER, client_cert=bundle), 30, 3.1)
 
 
 # Which Python

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,8 @@ def test_extra(tmp_path: Path) -> None:
             "retries_attempts": 3,
             "retries_timeout": "60",
             "verify": str(bundle),
+            "client_cert": str(bundle),
+            "client_key": str(bundle),
             "headers": {"X-Site": "north"},
             "workflow_run_heartbeat_interval": 12.5,
             "heartbeat_report_by_buffer": "2.5",
@@ -94,6 +98,8 @@ def test_extra(tmp_path: Path) -> None:
         verify=str(bundle),
         heartbeat_interval=12.5,
         report_by_buffer=2.5,
+        client_cert=str(bundle),
+        client_key=str(bundle),
     )
 
 
@@ -115,6 +121,33 @@ def test_verify(value: Any, verify: bool) -> None:
 def test_a_misspelt_key_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
     server({"route_prefx": "/api/v2", "verify": True})
     assert caplog.messages == ["connection 'jm': nothing reads route_prefx in its extra"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "warns"),
+    [
+        ({"password": "s3cret"}, True),
+        ({"extra": {"headers": {"X-Key": "s3cret"}}}, True),
+        ({"host": "10.0.0.7", "login": "alice", "password": "s3cret"}, True),
+        ({"password": "s3cret", "schema": "https"}, False),
+        ({"password": "s3cret", "host": "localhost"}, False),
+        ({"password": "s3cret", "host": "127.0.0.9"}, False),
+        ({"password": "s3cret", "host": "::1"}, False),
+        ({}, False),
+    ],
+)
+def test_credentials_over_plain_http_are_warned_of(
+    fields: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    server(**fields)
+    warned = [line for line in caplog.messages if "'jm' sends its credentials over plain http" in line]
+    assert bool(warned) is warns
+    assert "s3cret" not in caplog.text
+
+
+def test_an_unchecked_certificate_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    server({"verify": False}, schema="https")
+    assert "connection 'jm' does not check its server's certificate" in caplog.text
 
 
 def test_headers_as_text_from_a_form() -> None:
@@ -141,6 +174,8 @@ def test_headers_as_text_from_a_form() -> None:
             "workflow_run_heartbeat_interval in the extra",
         ),
         ({"extra": {"verify": "/no/such/bundle"}}, "names a CA bundle that does not exist"),
+        ({"extra": {"client_cert": "/no/such/cert"}}, "client_cert in the extra names a file that does not"),
+        ({"extra": {"client_key": __file__}}, "client_key in the extra is of no use without client_cert"),
         ({"extra": {"verify": 3}}, "verify in the extra must be true, false or a path"),
         ({"extra": {"headers": ["s3cret"]}}, "headers in the extra must be a JSON object of one-line texts"),
         ({"extra": {"headers": "{s3cret"}}, "headers in the extra must be"),
@@ -343,3 +378,22 @@ async def test_a_cancelled_trigger_leaves_the_others_their_reading(connection: C
     tasks[0].cancel()
     assert (await tasks[1]).settings.service_url
     assert tasks[0].cancelled()
+
+
+def test_the_first_transports_of_a_process_may_be_made_at_once(connection: Callable[..., None]) -> None:
+    # In a process of its own: in this one all is imported already.
+    script = """
+import asyncio
+from airflow_jobmon_provider.hooks.jobmon import JobmonHook
+
+async def main():
+    async def one(delay):
+        await asyncio.sleep(delay)
+        return await JobmonHook().get_async_conn()
+
+    return await asyncio.gather(*(one(i / 100) for i in range(100)))
+
+assert len({type(made) for made in asyncio.run(main())}) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
