@@ -140,7 +140,7 @@ class Execution:
         self._last_line = ""
         ours_to_close, self._lifeline = os.pipe()
         try:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  # a list, never a shell; what it starts is configured
                 [*command, "--lifeline", str(ours_to_close)],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
