@@ -16,8 +16,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 
-class _Reading(io.RawIOBase):
-    """Reads a connection until a deadline: its time-out from now on.
+class Reading(io.RawIOBase):
+    """Reads a connection until a deadline: its time-out from now on. It must have one.
 
     :param raw: how http.client reads the connection.
     :param connection: whose time-out is set anew before each reading.
@@ -28,20 +28,26 @@ class _Reading(io.RawIOBase):
         self._raw = raw
         self._connection = connection
         timeout = connection.gettimeout()
-        self._end = None if timeout is None else time.monotonic() + timeout
+        assert timeout is not None
+        self._end = time.monotonic() + timeout
 
     def readable(self) -> bool:
+        """Yes."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self._end is not None:
-            rest = self._end - time.monotonic()
-            if rest <= 0:
-                raise TimeoutError("timed out")
-            self._connection.settimeout(rest)
+        """Read into a buffer, and return how many bytes.
+
+        :raises TimeoutError: the deadline is over, also if there is more to read.
+        """
+        rest = self._end - time.monotonic()
+        if rest <= 0:
+            raise TimeoutError("timed out")
+        self._connection.settimeout(rest)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
+        """Close what http.client reads, too."""
         super().close()
         self._raw.close()
 
@@ -49,7 +55,7 @@ class _Reading(io.RawIOBase):
 class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Reading(self.fp.detach(), sock))
+        self.fp = io.BufferedReader(Reading(self.fp.detach(), sock))
 
 
 class _Connection(HTTPConnection):
@@ -69,7 +75,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 class DeadlineAdapter(HTTPAdapter):
-    """An adapter of requests whose read time-out is for the whole reply."""
+    """An adapter of requests whose read time-out is for the whole reply. Each request must have one."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the connection pools."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import socket
 import ssl
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
-from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client import deadline, protocol
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Ask, Note, Pause
 from airflow_jobmon_provider.client.exceptions import (
@@ -267,8 +268,8 @@ def test_retries_end_before_their_time_is_over(stub: MakeStub) -> None:
     server = stub(Reply(500, b"oops"))
     started = time.monotonic()
     with pytest.raises(ServerFailure):
-        look(Requester(server.url, retries_timeout=2))
-    assert time.monotonic() - started < 2.5
+        look(Requester(server.url, retries_timeout=4))  # the first pause is of one to two seconds
+    assert time.monotonic() - started < 5
     assert len(server.requests) >= 2
 
 
@@ -301,6 +302,25 @@ def test_a_requester_keeps_its_connection(stub: MakeStub) -> None:
     for _ in range(5):
         look(requester)
     assert server.connections == 1
+
+
+def test_a_proxy_of_the_environment_is_used(stub: MakeStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = stub(YES)
+    monkeypatch.setenv("http_proxy", server.url)
+    assert look(Requester("http://jobmon.invalid")) == (200, YES)
+    assert server.requests[0].path.startswith("http://jobmon.invalid/workflow/7/is_resumable")
+
+
+def test_a_deadline_that_is_over_is_over_even_if_there_is_more_to_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb", buffering=0) as raw:
+        ours.settimeout(0.2)
+        reading = io.BufferedReader(deadline.Reading(raw, ours), 1)
+        theirs.sendall(b"ab")
+        assert reading.read(1) == b"a"
+        time.sleep(0.21)  # the deadline is a matter of time, and of nothing else that could be waited for
+        with pytest.raises(TimeoutError):
+            reading.read(1)
 
 
 def test_only_jobmons_three_request_types_are_known() -> None:
