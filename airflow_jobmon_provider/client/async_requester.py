@@ -31,7 +31,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-# Connections to one server from one event loop at most: enough for thousands of requests a second, and few
+# Requests at a time to one server from one event loop: enough for thousands of requests a second, and few
 # enough for the server when thousands of triggers start at the same moment.
 MAX_CONNECTIONS = 100
 
@@ -141,8 +141,8 @@ class _Request(NamedTuple):
 class AsyncRequester:
     """Sends requests to one Jobmon server; an asynchronous context manager.
 
-    All requesters of an event loop that talk to the same server in the same way share one pool of at most
-    ``MAX_CONNECTIONS`` connections, which is closed with its last user.
+    All requesters of an event loop that talk to the same server in the same way share one pool of
+    connections, with at most ``MAX_CONNECTIONS`` requests at a time. It is closed with its last user.
 
     :param settings: address, credentials and time-outs. Retries are the caller's.
     """

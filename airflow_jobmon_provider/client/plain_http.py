@@ -13,6 +13,7 @@ import re
 import ssl
 from collections import deque
 from collections.abc import Mapping
+from typing import cast
 from urllib.parse import urlsplit
 
 from airflow_jobmon_provider.client.protocol import Response
@@ -57,8 +58,7 @@ class _Connection(asyncio.Protocol):
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def send(self, request: bytes) -> asyncio.Future[Response | None]:
         """Send a request; what comes of it is the reply, or None: ask by another way."""
