@@ -37,7 +37,18 @@ class AirflowStackError(Exception):
 
 
 class AirflowStack:
-    """A running Airflow of its own: SQLite, LocalExecutor, loopback ports, no login; a context manager."""
+    """A running Airflow of its own on loopback ports, without login; a context manager.
+
+    :param dags_folder: the DAG files.
+    :param connections: connection id → its definition as JSON. Default: none.
+    :param environment: added to the environment of every component, settings of Airflow among it.
+    :param directory: where database, logs and settings go. Default: a temporary one, removed at the end.
+    :param python: the interpreter that has Airflow. Default: this one.
+    :param triggerers: how many. Default 1.
+    :param database: an empty PostgreSQL database, as SQLAlchemy takes it. Default: SQLite.
+    :param broker: a Redis database, for CeleryExecutor. Default: LocalExecutor.
+    :param workers: with a broker, how many Celery workers. Default 1.
+    """
 
     def __init__(
         self,
@@ -48,6 +59,9 @@ class AirflowStack:
         directory: Path | None = None,
         python: Path | None = None,
         triggerers: int = 1,
+        database: str | None = None,
+        broker: str | None = None,
+        workers: int = 1,
     ) -> None:
         self.dags_folder = dags_folder
         self.directory = directory or Path()  # a fresh temporary one is made at start
@@ -57,8 +71,11 @@ class AirflowStack:
         self._connections = dict(connections or {})
         self._extra = dict(environment or {})
         self._python = str(python or sys.executable)
-        names = ["triggerer"] + [f"triggerer-{number}" for number in range(2, triggerers + 1)]
-        self.components = ("api-server", "scheduler", "dag-processor", *names)
+        self._database = database
+        self._broker = broker
+        self._triggerers = _numbered("triggerer", triggerers)
+        self._workers = _numbered("worker", workers if broker else 0)
+        self.components = ("api-server", "scheduler", "dag-processor", *self._triggerers, *self._workers)
         self._children: dict[str, Child] = {}
 
     # Life
@@ -114,14 +131,16 @@ class AirflowStack:
             "core": {
                 "dags_folder": self.dags_folder.resolve(),
                 "execution_api_server_url": f"{self.url}/execution/",
-                "executor": "LocalExecutor",
+                "executor": "CeleryExecutor" if self._broker else "LocalExecutor",
                 "fernet_key": "",
                 "load_examples": False,
                 "parallelism": 8,
                 "simple_auth_manager_all_admins": True,
             },
             "dag_processor": {"bundle_refresh_check_interval": 1, "refresh_interval": 1},
-            "database": {"sql_alchemy_conn": f"sqlite:///{self.directory.resolve() / 'airflow.db'}"},
+            "database": {
+                "sql_alchemy_conn": self._database or f"sqlite:///{self.directory.resolve() / 'airflow.db'}"
+            },
             "logging": {
                 "base_log_folder": self.directory.resolve() / "logs",
                 "colored_console_log": False,
@@ -143,6 +162,14 @@ class AirflowStack:
             "triggerer": {"job_heartbeat_sec": 1, "triggerer_health_check_threshold": 10},
             "usage_data_collection": {"enabled": False},
         }
+        if self._broker:
+            settings["celery"] = {
+                "broker_url": self._broker,
+                "result_backend": f"db+{self._database}",
+                "worker_concurrency": 4,
+                # Else a worker that dies takes tasks along that it has not even begun.
+                "worker_prefetch_multiplier": 1,
+            }
         for section, options in settings.items():
             for option, value in options.items():
                 environment[f"AIRFLOW__{section}__{option}".upper()] = str(value)
@@ -161,6 +188,9 @@ class AirflowStack:
     def _create_database(self) -> None:
         """Copy the empty database that an earlier stack of this Airflow made: migrating takes seconds."""
         (self.directory / "airflow.cfg").touch()  # else every component writes one, all at the same time
+        if self._database:
+            self._run(["-m", "airflow", "db", "migrate"])
+            return
         database = self.directory / "airflow.db"
         if database.exists():
             return
@@ -200,7 +230,7 @@ class AirflowStack:
             execution,
             *(health[part] for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")),
         ]
-        return triggerers >= len(self.components) - 3 and all(part["status"] == "healthy" for part in parts)
+        return triggerers >= len(self._triggerers) and all(part["status"] == "healthy" for part in parts)
 
     def _check_alive(self, name: str) -> None:
         if not self._children[name].alive:
@@ -217,20 +247,24 @@ class AirflowStack:
     # Components
 
     def _launch(self, name: str) -> None:
-        arguments = {
-            "api-server": ["api-server", "--workers", "1"],
-            "scheduler": ["scheduler", "--skip-serve-logs"],
-            "dag-processor": ["dag-processor"],
-        }.get(name, ["triggerer", "--skip-serve-logs"])
         try:
             self._children[name] = Child(
-                [self._python, "-m", "airflow", *arguments],
+                [self._python, "-m", "airflow", *self._arguments(name)],
                 env=self.environment,
                 cwd=self.directory,
                 log=self.directory / f"{name}.log",
             )
         except OSError as error:
             raise AirflowStackError(str(error)) from error
+
+    def _arguments(self, name: str) -> list[str]:
+        if name in self._workers:
+            names = ["--celery-hostname", f"{name}@%h", "--pid", str(self.directory / f"{name}.pid")]
+            return ["celery", "worker", "--skip-serve-logs", *names]
+        if name in self._triggerers:
+            return ["triggerer", "--skip-serve-logs"]
+        options = {"api-server": ["--workers", "1"], "scheduler": ["--skip-serve-logs"]}
+        return [name, *options.get(name, [])]
 
     def pid(self, component: str) -> int:
         """The process id of the component itself, not of its launcher."""
@@ -249,7 +283,8 @@ class AirflowStack:
         Returns when the new one is at work. A triggerer takes 10 s to end: `kill` it first to save them.
         """
         child, before = self._children[component], set[int]()
-        if component != "api-server":
+        reports = component != "api-server" and component not in self._workers
+        if reports:
             before = self._jobs(component)
         if child.alive:
             child.kill(signal.SIGTERM)
@@ -261,7 +296,7 @@ class AirflowStack:
         def at_work() -> bool:
             self._check_alive(component)
             try:
-                if component == "api-server":
+                if not reports:
                     return bool(self._call("GET", "/health", api="/execution"))
                 return bool(self._jobs(component) - before)
             except (AirflowStackError, OSError):
@@ -417,6 +452,10 @@ class AirflowStack:
                 raise AirflowStackError(f"waited {timeout:g} s for {what}: {state()}\n{self.log_tails()}")
             time.sleep(0.1)
         return result
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name, *(f"{name}-{number}" for number in range(2, count + 1))][:count]
 
 
 def _run_path(dag_id: str, run_id: str) -> str:

@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -126,7 +126,7 @@ class JobmonSandbox:
     :param heartbeat_interval: seconds between heartbeats of Jobmon's own client. Default 2, for quick tests.
     :param report_by_buffer: a heartbeat is good for the interval times this. Default 3.1.
     :param directory: where database and logs go. Default: a temporary one, removed at the end.
-    :param database_uri: another database than SQLite, for Jobmon's server.
+    :param database_uri: a MariaDB instead of SQLite, as Jobmon's server takes it: see ``dev.services``.
     """
 
     def __init__(
@@ -190,11 +190,16 @@ class JobmonSandbox:
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory = Path()
 
-    def start_server(self) -> None:
-        """Start the server, on the same port and database as before, and wait until it is healthy."""
+    def start_server(self, *, newer: bool = True) -> None:
+        """Start the server, on the same port and database as before, and wait until it is healthy.
+
+        :param newer: with the routes of "3.7" below ``/api/v3``. False: as released. Default True.
+        """
         if self._server is not None and self._server.alive:
             return
-        server = self._launch("jobmon_server.py", str(self._port), str(self._request_log), log="server.log")
+        options = [] if newer else ["--released"]
+        arguments = [str(self._port), str(self._request_log), *options]
+        server = self._launch("jobmon_server.py", *arguments, log="server.log")
         self._server = server
 
         def healthy() -> bool:
@@ -392,13 +397,40 @@ class JobmonSandbox:
 
     def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Read straight from the database."""
-        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as database:
-            return database.execute(sql, parameters).fetchall()
+        with self._connect("?mode=ro") as database:
+            return list(database(sql, [parameters]))
 
     def change(self, sql: str, *parameters: object) -> None:
         """Change the database behind the server's back."""
-        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database, database:
-            database.execute(sql, parameters)
+        self._change(sql, [parameters])
+
+    def _change(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        with self._connect() as database:
+            database(sql, rows)
+
+    @contextlib.contextmanager
+    def _connect(self, options: str = "") -> Iterator[Callable[[str, Iterable[Sequence[object]]], Any]]:
+        """Connect to the database; what comes executes a statement for each row of parameters."""
+        if self._database_uri is None:
+            with (
+                contextlib.closing(
+                    sqlite3.connect(f"file:{self.database}{options}", uri=True, timeout=30)
+                ) as sqlite,
+                sqlite,
+            ):
+                cursor = sqlite.cursor()
+                yield lambda sql, rows: [cursor.execute(sql, row).fetchall() for row in rows][-1]
+            return
+        from dev.services import connect_to_mariadb
+
+        with contextlib.closing(connect_to_mariadb(self._database_uri)) as mariadb, mariadb.cursor() as mysql:
+
+            def execute(sql: str, rows: Iterable[Sequence[object]]) -> Any:
+                for row in rows:
+                    mysql.execute(sql.replace("?", "%s"), row)
+                return mysql.fetchall()
+
+            yield execute
 
     def copy_workflow(self, workflow_id: int, count: int) -> list[int]:
         """Copy a new workflow in the database, without its tasks: making thousands of them takes long.
@@ -408,13 +440,10 @@ class JobmonSandbox:
         columns = "tool_version_id, dag_id, task_hash, description, name, workflow_args,"
         columns += " max_concurrently_running, created_date, status_date, status"
         (newest,) = self.query("SELECT max(id) FROM workflow")[0]
-        self.change(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO workflow"
-            f" (workflow_args_hash, {columns}) SELECT 'copy-' || ? || '-' || i, {columns} FROM workflow, n"
+        self._change(
+            f"INSERT INTO workflow (workflow_args_hash, {columns}) SELECT ?, {columns} FROM workflow"
             " WHERE id = ?",
-            count,
-            workflow_id,
-            workflow_id,
+            [(f"copy-{workflow_id}-{newest}-{number}", workflow_id) for number in range(count)],
         )
         return [copy for (copy,) in self.query("SELECT id FROM workflow WHERE id > ?", newest)]
 
@@ -438,7 +467,8 @@ class JobmonSandbox:
     def heartbeat_date(self, workflow_run_id: int) -> datetime:
         """When a run counts as lost, in UTC without time zone, as the database holds it."""
         rows = self.query("SELECT heartbeat_date FROM workflow_run WHERE id = ?", workflow_run_id)
-        return datetime.fromisoformat(rows[0][0])
+        date = rows[0][0]  # SQLite knows no dates
+        return date if isinstance(date, datetime) else datetime.fromisoformat(date)
 
     def age_heartbeat(self, workflow_run_id: int, seconds: float) -> None:
         """Move a run's heartbeat date back, so that it counts as lost the sooner."""

@@ -1,10 +1,11 @@
 """Jobmon's real server, as the sandbox starts it. Runs in Jobmon's own environment, not in the project's.
 
-    python jobmon_server.py PORT REQUEST_LOG
+    python jobmon_server.py PORT REQUEST_LOG [--released]
 
 ``/api/v2`` is the server as released. ``/api/v3`` of the released server wants a browser login and lacks what
 came later; here it answers as Jobmon's development version ("3.7") does where the protocol page says that it
-differs: the routes below, written for these tests, on the released server's own models.
+differs: the routes below, written for these tests, on the released server's own models. With ``--released``
+they are left out.
 """
 
 from __future__ import annotations
@@ -177,12 +178,13 @@ class RequestLog:
         await self.app(scope, listen, speak)
 
 
-def main(port: int, request_log: str) -> None:
+def main(port: int, request_log: str, *, released: bool) -> None:
     app = get_app()
     app.dependency_overrides[get_user] = lambda: {"email": "sandbox@example.org", "groups": []}
-    app.router.routes[:0] = newer.routes  # the first route that matches is taken
+    if not released:
+        app.router.routes[:0] = newer.routes  # the first route that matches is taken
     uvicorn.run(RequestLog(app, request_log), host="127.0.0.1", port=port, log_level="warning")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], released="--released" in sys.argv)
