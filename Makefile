@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := dev/constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install lint format test demo bench sandbox constraints clean
+.PHONY: help install lint format test test-stack demo bench sandbox constraints clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 install: $(STAMP)  ## Set up the development environment in .venv
 
@@ -38,6 +38,11 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 	$(BIN)/coverage report --fail-under 100 --include '*/client/*'
 endif
 
+test-stack: $(STAMP)  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB and Redis
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group stack
+	$(BIN)/python -m dev.services
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),tests/stack)
+
 demo: $(STAMP)  ## Fail a Jobmon workflow and let Airflow resume it; KEEP=1 leaves the UI up
 	$(BIN)/python -m dev.demo $(if $(KEEP),--keep)
 
@@ -50,7 +55,7 @@ sandbox: $(STAMP)  ## Start a real Jobmon in the foreground
 
 constraints: $(STAMP)  ## Take the newest versions and pin them
 	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --group dev --group bench pyproject.toml --output-file $(CONSTRAINTS)
+		--no-emit-index-url --no-emit-find-links --group dev --group bench --group stack pyproject.toml --output-file $(CONSTRAINTS)
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> $(CONSTRAINTS)
 
 clean:  ## Remove environments and caches
