@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := dev/constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install lint format test test-stack demo bench sandbox constraints clean
+.PHONY: help install lint format test services test-stack demo bench sandbox constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -38,9 +38,11 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 	$(BIN)/coverage report --fail-under 100 --include '*/client/*'
 endif
 
-test-stack: $(STAMP)  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB and Redis
+services: $(STAMP)  ## Look for the services that test-stack needs
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group stack
 	$(BIN)/python -m dev.services
+
+test-stack: services  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB and Redis
 	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),tests/stack)
 
 demo: $(STAMP)  ## Fail a Jobmon workflow and let Airflow resume it; KEEP=1 leaves the UI up
