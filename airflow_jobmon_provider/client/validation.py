@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from airflow_jobmon_provider.client.text import shown
+
 _LARGEST_ID = 2**63 - 1  # the largest integer that Jobmon's databases can compare an id with
 
 
@@ -21,7 +23,7 @@ def positive_id(name: str, value: Any) -> int:
         text = value.strip()
         number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
     if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= _LARGEST_ID:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        raise ValueError(f"{name} must be a positive integer, not {shown(value)}")
     return number
 
 
@@ -36,9 +38,11 @@ def seconds(name: str, value: Any, *, above: float | None = None, why: str = "")
     """
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not numeric or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be a number, at least 0 and finite, not {value!r}")
+        raise ValueError(f"{name} must be a number, at least 0 and finite, not {shown(value)}")
     if above is not None and value <= above:
-        raise ValueError(f"{name} must be larger than {above:g}, not {value!r}" + (f": {why}" if why else ""))
+        raise ValueError(
+            f"{name} must be larger than {above:g}, not {shown(value)}" + (f": {why}" if why else "")
+        )
     return value  # type: ignore[no-any-return]  # an int stays an int: Jobmon's users print it
 
 
@@ -52,7 +56,7 @@ def whole(name: str, value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} must be an integer, at least 0, not {value!r}")
+        raise ValueError(f"{name} must be an integer, at least 0, not {shown(value)}")
     return value
 
 
@@ -62,5 +66,5 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
     :raises ValueError: it is not.
     """
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(value)}")
     return str(value)

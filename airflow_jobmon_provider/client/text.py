@@ -1,0 +1,117 @@
+"""Text from elsewhere, made fit to be shown: short, on one line, without control characters and secrets."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+EXCERPT_LENGTH = 200
+
+# Login and password in an address, which other people's messages like to quote.
+_USERINFO = re.compile(r"//[^/?#\s]*@")
+
+# Characters. Shorter ones turn up in any text by chance, and whoever has one has other worries.
+_SHORTEST_SECRET = 6
+
+
+def excerpt(content: Any, length: int = EXCERPT_LENGTH) -> str:
+    """Return the start of what came back, as one line without control characters.
+
+    Credentials in an address are left out.
+
+    :param length: cut after so many characters.
+    """
+    if isinstance(content, bytes):
+        text = content[: 32 * length].decode("utf-8", "replace")
+    else:
+        try:
+            text = str(content)
+        except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
+            text = f"({type(content).__name__} that cannot be shown)"
+    start = text[: 8 * length]
+    if not start.isprintable():
+        start = "".join(c if c.isprintable() else " " for c in start)
+    line = " ".join(start.split())
+    line = _USERINFO.sub("//***@", line)
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def shown(value: Any) -> str:
+    """Return a value that somebody passed in, as it is shown in a message about it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
+        text = f"(a {type(value).__name__} that cannot be shown)"
+    return excerpt(text)
+
+
+class Secrets:
+    """What is sent in headers and must not be shown, also where a server sends it back to us.
+
+    :param headers: their values are secrets, all of them: nobody can tell which are not.
+    """
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        forms = {form for value in _secrets_of(headers) for form in _forms(value)}
+        long_ones = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, long_ones))) if long_ones else None
+
+    def hide(self, text: str) -> str:
+        """Return the text with ``***`` in place of each secret."""
+        return text if self._pattern is None else self._pattern.sub("***", text)
+
+    def hide_in(self, reply: Any, body: str) -> Any:
+        """Return a decoded JSON reply with ``***`` in place of each secret; the names in it stay.
+
+        :param body: its text: what holds no secret is not looked through.
+        """
+        if self._pattern is None or self._pattern.search(body) is None:
+            return reply
+        return self._hidden(reply)
+
+    def _hidden(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, list):
+            return [self._hidden(each) for each in value]
+        if isinstance(value, dict):
+            return {key: self._hidden(each) for key, each in value.items()}
+        return value
+
+
+def _secrets_of(headers: Mapping[str, str]) -> Iterator[str]:
+    for value in headers.values():
+        yield value
+        scheme, _, credentials = value.partition(" ")
+        if scheme.lower() in ("basic", "bearer"):
+            yield credentials
+        if scheme.lower() == "basic":
+            try:
+                login_and_password = base64.b64decode(credentials).decode()
+            except (binascii.Error, UnicodeDecodeError):
+                continue
+            yield login_and_password
+            yield login_and_password.partition(":")[2]
+
+
+def _forms(secret: str) -> Iterable[str]:
+    """Return a secret as it may stand in JSON, HTML, an address or a Python text."""
+    return (
+        secret,
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        html.escape(secret),
+        quote(secret),
+        quote(secret, safe=""),
+        repr(secret)[1:-1],
+        repr("'" + secret)[2:-1],
+    )
+
+
+NO_SECRETS = Secrets({})
