@@ -52,7 +52,9 @@ def workflow_url(gui_url: str | None, workflow_id: int) -> str:
 
 def _is_http(url: object) -> bool:
     # A browser follows what stands in an XCom, and whoever may write one could write "javascript:…" into it.
+    if not isinstance(url, str) or " " in url or not url.isprintable():
+        return False
     try:
-        return isinstance(url, str) and urlsplit(url).scheme in ("http", "https")
+        return urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
     except ValueError:
         return False

@@ -34,6 +34,9 @@ class Linked(BaseOperator):
         ("", ""),
         ("javascript:alert(1)//", ""),
         ("http://[broken", ""),
+        ("http:///path", ""),
+        ("http://host /", ""),
+        ("http://host\u202e", ""),
     ],
 )
 def test_the_address_of_a_workflow(gui_url: str | None, url: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.text import Secrets, shown
 from airflow_jobmon_provider.client.validation import seconds, whole
 
 DEFAULT_ROUTE_PREFIX = "/api/v3"
@@ -24,6 +25,9 @@ DEFAULT_RETRIES_ATTEMPTS = 10
 DEFAULT_REQUEST_TIMEOUT = 20
 DEFAULT_HEARTBEAT_INTERVAL = 30
 DEFAULT_REPORT_BY_BUFFER = 3.1
+
+_HEADER_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
+_HOST = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,36 @@ class Settings:
         seconds("heartbeat_interval", self.heartbeat_interval)
         seconds("report_by_buffer", self.report_by_buffer)
         whole("retries_attempts", self.retries_attempts)
-        url = _split(self.service_url)
+        url = split_address(self.service_url)
         headers = dict(self.headers)
         if url.username is not None:
             login, password = unquote(url.username), unquote(url.password or "")
             headers.setdefault("Authorization", basic_authorization(login, password))
-        bare = url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="")
+        _check_headers(headers)
+        bare = url._replace(netloc=url.netloc.rpartition("@")[2])
         object.__setattr__(self, "service_url", bare.geturl().rstrip("/"))
         object.__setattr__(self, "headers", headers)
 
     @property
-    def sends_credentials_in_clear(self) -> bool:
+    def secrets(self) -> Secrets:
+        """What must not be shown of what is sent."""
+        return Secrets(self.headers)
+
+    @property
+    def dangers(self) -> tuple[str, ...]:
+        """What is allowed, and unsafe: a sentence for each, to be logged as a warning."""
+        dangers = []
+        if self._sends_credentials_in_clear:
+            dangers.append("sends its credentials over plain http, where others can read them: use https")
+        if self.verify is False and self.service_url.startswith("https:"):
+            dangers.append(
+                "does not check its server's certificate, so anybody can pose as it: give verify the path of"
+                " a CA bundle instead of false"
+            )
+        return tuple(dangers)
+
+    @property
+    def _sends_credentials_in_clear(self) -> bool:
         """Whether headers, ``Authorization`` above all, cross a network without TLS."""
         url = urlsplit(self.service_url)
         if url.scheme == "https" or not self.headers:
@@ -137,23 +160,54 @@ def join_prefix(service_url: str, prefix: str) -> str:
     """
     parts = [part for part in prefix.split("/") if part]
     if not all(re.fullmatch(r"[\w.~-]+", part) and part.strip(".") for part in parts):
-        raise ConfigError(f"route prefix {prefix!r} is not a path such as '/api/v3'")
+        raise ConfigError(f"route prefix {shown(prefix)} is not a path such as '/api/v3'")
+    split_address(service_url)
     return "/".join([service_url.rstrip("/"), *parts])
 
 
-def _split(service_url: str) -> SplitResult:
-    # The address may hold a password, so the message names only what is wrong with it.
-    hint = "Jobmon's address must look like http://host:port or https://host/path"
-    if not isinstance(service_url, str) or any(c.isspace() or not c.isprintable() for c in service_url):
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """Check that the headers can be sent: the HTTP libraries' own messages would show their values.
+
+    :raises ConfigError: they cannot.
+    """
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(f"{shown(name)} is no name of a header")
+        if not (value.isascii() and value.isprintable()):
+            hint = " (the password or token?)" if name == "Authorization" else ""
+            raise ConfigError(
+                f"the value of header {name}{hint} has a line break or a character not in ASCII"
+            )
+
+
+def split_address(address: str) -> SplitResult:
+    """Return the parts of an http address, which all who read it will read in the same way.
+
+    :raises ConfigError: it is none. It may hold a password, so the message names only what is wrong with it.
+    """
+    hint = "the address must look like http://host:port or https://host/path"
+    if not isinstance(address, str) or any(c.isspace() or not c.isprintable() for c in address):
         raise ConfigError(f"{hint}; it is no text, or has a blank in it")
     try:
-        url = urlsplit(service_url)
+        url = urlsplit(address)
         port = url.port
     except ValueError:
         raise ConfigError(f"{hint}; its host or port cannot be read") from None
     if url.scheme not in ("http", "https") or not url.hostname or port == 0:
-        raise ConfigError(f"{hint}; got scheme {url.scheme!r} and host {url.hostname!r}")
+        raise ConfigError(f"{hint}; got scheme {shown(url.scheme)} and host {shown(url.hostname)}")
+    # A password with one of / ? # in it, not quoted, ends the host too early, and would stand in every log.
+    if url.query or url.fragment or address[-1] in "?#" or "@" in url.path:
+        raise ConfigError(f"{hint}, without ?, # or @ after the host (quote them in a password)")
+    if not (_HOST.fullmatch(url.hostname) or _is_ip(url.hostname)):
+        raise ConfigError(f"{hint}; its host or port cannot be read")
     return url
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 class _JobmonSettings:
@@ -198,5 +252,7 @@ class _JobmonSettings:
         try:
             number = seconds(where, float(value))
         except (TypeError, ValueError):
-            raise ConfigError(f"{where} must be a number, at least 0 and finite, not {value!r}") from None
+            raise ConfigError(
+                f"{where} must be a number, at least 0 and finite, not {shown(value)}"
+            ) from None
         return int(number) if number.is_integer() else number

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
@@ -31,8 +30,10 @@ from airflow_jobmon_provider.client.settings import (
     basic_authorization,
     heartbeat_defaults,
     join_prefix,
+    split_address,
 )
 from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.text import excerpt, shown
 from airflow_jobmon_provider.client.validation import positive_id, seconds, whole
 
 if TYPE_CHECKING:
@@ -266,11 +267,14 @@ def _has_failed(reading: asyncio.Task[JobmonServer]) -> bool:
 
 def _server_of_jobmons_settings(conn_id: str) -> JobmonServer:
     try:
-        return JobmonServer(Settings.from_defaults())
+        settings = Settings.from_defaults()
     except ConfigError as error:
         raise AirflowNotFoundException(
             f"connection {conn_id!r} is not defined, and instead of it: {error}"
         ) from error
+    for danger in settings.dangers:
+        logger.warning("connection %r is not defined, and Jobmon's own server %s", conn_id, danger)
+    return JobmonServer(settings)
 
 
 def server_of_connection(connection: Connection) -> JobmonServer:
@@ -308,25 +312,11 @@ def _read(connection: Connection) -> JobmonServer:
         heartbeat_interval=extra.number("workflow_run_heartbeat_interval", interval),
         report_by_buffer=extra.number("heartbeat_report_by_buffer", buffer),
     )
-    _warn(connection.conn_id, settings)
-    return JobmonServer(settings, extra.http_url("gui_url"), extra.text("jobmon_python", None) or None)
-
-
-def _warn(conn_id: str, settings: Settings) -> None:
-    """Tell of what is allowed, and unsafe."""
     if settings.client_key and not settings.client_cert:
         raise ConfigError("client_key in the extra is of no use without client_cert")
-    if settings.sends_credentials_in_clear:
-        logger.warning(
-            "connection %r sends its credentials over plain http, where others can read them: use https",
-            conn_id,
-        )
-    if settings.verify is False and settings.service_url.startswith("https:"):
-        logger.warning(
-            "connection %r does not check its server's certificate, so anybody can pose as it: give verify"
-            " the path of a CA bundle instead of false",
-            conn_id,
-        )
+    for danger in settings.dangers:
+        logger.warning("connection %r %s", connection.conn_id, danger)
+    return JobmonServer(settings, extra.http_url("gui_url"), extra.text("jobmon_python", None) or None)
 
 
 def _address(connection: Connection) -> str:
@@ -338,7 +328,7 @@ def _address(connection: Connection) -> str:
         if ":" in host and not host.startswith("[") and host.count(":") > 1:
             host = f"[{host}]"  # an IPv6 address
         host = f"{scheme}://{host}"
-    url = urlsplit(host)
+    url = split_address(host)
     if connection.port and ":" not in url.netloc.rpartition("@")[2].rpartition("]")[2]:
         url = url._replace(netloc=f"{url.netloc}:{connection.port}")
     return url.geturl()
@@ -350,7 +340,7 @@ class _Extra:
     def __init__(self, extra: str | None) -> None:
         try:
             values = json.loads(extra) if extra else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError("the extra is not valid JSON") from None
         if not isinstance(values, dict):
             raise ConfigError("the extra must be a JSON object")
@@ -361,12 +351,12 @@ class _Extra:
         """Return the names that nothing reads: misspelt ones would be silently without effect."""
         from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
 
-        return ", ".join(sorted(set(self._values) - set(CONNECTION_FIELDS)))
+        return excerpt(", ".join(sorted(set(self._values) - set(CONNECTION_FIELDS))))
 
     def text(self, key: str, default: str | None) -> str | None:
         value = self._values.get(key, default)
         if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{key} in the extra must be text, not {value!r}")
+            raise ConfigError(f"{key} in the extra must be text, not {shown(value)}")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -378,7 +368,7 @@ class _Extra:
             try:
                 value = convert(value)
             except ValueError:
-                raise ConfigError(f"{key} in the extra must be a number, not {value!r}") from None
+                raise ConfigError(f"{key} in the extra must be a number, not {shown(value)}") from None
         return seconds(f"{key} in the extra", value)
 
     def verify(self) -> bool | str:
@@ -386,15 +376,15 @@ class _Extra:
         if isinstance(value, str):
             value = {"true": True, "false": False, "": True}.get(value.strip().lower(), value)
         if isinstance(value, str) and not os.path.isfile(value):
-            raise ConfigError(f"verify in the extra names a CA bundle that does not exist: {value!r}")
+            raise ConfigError(f"verify in the extra names a CA bundle that does not exist: {shown(value)}")
         if not isinstance(value, (bool, str)):
-            raise ConfigError(f"verify in the extra must be true, false or a path, not {value!r}")
+            raise ConfigError(f"verify in the extra must be true, false or a path, not {shown(value)}")
         return value
 
     def file(self, key: str) -> str | None:
         value = self.text(key, None) or None
         if value is not None and not os.path.isfile(value):
-            raise ConfigError(f"{key} in the extra names a file that does not exist: {value!r}")
+            raise ConfigError(f"{key} in the extra names a file that does not exist: {shown(value)}")
         return value
 
     def headers(self) -> dict[str, str]:
@@ -402,7 +392,7 @@ class _Extra:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = None
         if not isinstance(value, dict) or not all(
             isinstance(k, str) and isinstance(v, str) and (k + v).isprintable() for k, v in value.items()
@@ -414,7 +404,10 @@ class _Extra:
         value = self.text(key, None)
         if not value:
             return None
-        url = urlsplit(value.strip())
-        if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
+        try:
+            url = split_address(value.strip())
+        except ConfigError:
+            url = None
+        if url is None or "@" in url.netloc:
             raise ConfigError(f"{key} in the extra must be an http or https address without credentials")
         return url.geturl().rstrip("/")

@@ -185,6 +185,13 @@ def test_headers_as_text_from_a_form() -> None:
             "gui_url in the extra must be an http or https address",
         ),
         ({"extra": {"gui_url": "http://u:s3cret@h"}}, "without credentials"),
+        ({"extra": {"gui_url": "http://u:s3cret℀@h"}}, "without credentials"),
+        ({"extra": "[" * 5000}, "the extra is not valid JSON"),
+        ({"extra": {"headers": "[" * 5000}}, "headers in the extra must be"),
+        ({"extra": {"verify": "x" * 5000}}, "names a CA bundle that does not exist"),
+        ({"host": "http://u:s3cret℀@h"}, "its host or port cannot be read"),
+        ({"host": "http://u:1#s3cret@h"}, "quote them in a password"),
+        ({"password": "s3cret\n"}, "has a line break"),
     ],
 )
 def test_a_malformed_connection_is_one_line_that_names_what_is_wrong(
@@ -196,7 +203,8 @@ def test_a_malformed_connection_is_one_line_that_names_what_is_wrong(
     assert line.startswith("connection 'jm': ")
     assert says in line
     assert "s3cret" not in line
-    assert "\n" not in line
+    assert line.isprintable()
+    assert len(line) < 500
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 
@@ -226,6 +234,18 @@ def test_no_connection_but_jobmons_own_settings(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://from.settings")
     assert JobmonHook("nowhere").get_conn().url == "http://from.settings/api/v3"
     assert asyncio.run(JobmonHook("nowhere").aserver()).settings.service_url == "http://from.settings/api/v3"
+
+
+def test_credentials_of_jobmons_own_settings_over_plain_http_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://alice:s3cret@from.settings")
+    assert "s3cret" not in repr(JobmonHook("nowhere").server)
+    (line,) = caplog.messages
+    assert line.startswith(
+        "connection 'nowhere' is not defined, and Jobmon's own server sends its credentials"
+    )
+    assert "s3cret" not in caplog.text
 
 
 def test_both_transports_reach_the_server(connection: Callable[..., None], sandbox: JobmonSandbox) -> None:
