@@ -31,11 +31,22 @@ _FRAMING = {"connection", "content-length", "expect", "host", "te", "trailer", "
 _NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
 _VALUE = re.compile(r"[ -~\t]*")
 
-_STATUS = re.compile(rb"http/1\.1 ([2-5]\d\d) ")
+# Every line of a head, so that there is none which somebody else would read differently.
+_HEAD = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [^\r\n]*\r\n(?:[!#-'*+.^-z|~0-9A-Z-]+:[^\r\n]*\r\n)*")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r\n")
-_UNFIT = re.compile(rb"\r\n(?:transfer-encoding|content-encoding|[ \t])|[^\r]\n")
+_UNFIT = re.compile(rb"\r\n(?:transfer|content)-encoding:")
+_CLOSE = re.compile(rb"\r\nconnection:[^\r]*close")
 _HEADER = re.compile(rb"\r\n([^:\r]+):[ \t]*([^\r]*)")
 _WITHOUT_BODY = (204, 304)
+
+
+class Prepared(bytes):
+    """A request as it is sent, headers and all, which nothing that shows a variable may show."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<request of {len(self)} bytes>"
 
 
 class ConnectTimeout(asyncio.TimeoutError):
@@ -60,7 +71,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
-    def send(self, request: bytes) -> asyncio.Future[Response | None]:
+    def send(self, request: Prepared) -> asyncio.Future[Response | None]:
         """Send a request; what comes of it is the reply, or None: ask by another way."""
         self._received = b""
         self._reply = self._loop.create_future()
@@ -93,14 +104,14 @@ class _Connection(asyncio.Protocol):
 
     def _read(self, head: bytes) -> tuple[int, int]:
         """Return the status and how long the body is; -1: this is not a plain reply."""
-        head = head.lower()
-        status, length = _STATUS.match(head), _LENGTH.search(head)
+        status, head = _HEAD.fullmatch(head), head.lower()
+        length = _LENGTH.search(head)
         if status is None or length is None or head.count(b"content-length") != 1 or _UNFIT.search(head):
             return 0, -1
         code, expected = int(status[1]), int(length[1])
         if code in _WITHOUT_BODY or expected > LONGEST_REPLY:
             return 0, -1
-        self.kept = b"\r\nconnection: close" not in head
+        self.kept = _CLOSE.search(head) is None
         return code, expected
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -117,6 +128,12 @@ class _Connection(asyncio.Protocol):
         self.ended = True
         self._answer(None)
         self._transport.abort()
+
+
+def _discard(making: asyncio.Task[tuple[asyncio.Transport, _Connection]]) -> None:
+    """Close a connection that nobody waits for any longer, should it have been made."""
+    if not making.cancelled() and making.exception() is None:
+        making.result()[1].end()
 
 
 class PlainConnections:
@@ -154,15 +171,15 @@ class PlainConnections:
         """Whether the server has given a reply that was not understood, a moment ago."""
         return self._loop.time() < self._resting_until
 
-    def request(self, target: str, body: bytes) -> bytes:
+    def request(self, target: str, body: bytes) -> Prepared:
         """Return a POST as ``exchange`` sends it.
 
         :param target: path and query, quoted.
         """
         head = f"POST {target} HTTP/1.1\r\n{self._lines}Content-Length: {len(body)}\r\n\r\n"
-        return head.encode("ascii") + body
+        return Prepared(head.encode("ascii") + body)
 
-    async def exchange(self, request: bytes) -> Response | None:
+    async def exchange(self, request: Prepared) -> Response | None:
         """Send a request and return its reply, or None: send it again over aiohttp.
 
         :raises asyncio.TimeoutError: no reply within the settings' time-out.
@@ -192,16 +209,25 @@ class PlainConnections:
         return response
 
     async def _connect(self) -> _Connection | None:
-        making = self._loop.create_connection(
-            lambda: _Connection(self._loop), self._host, self._port, ssl=self._tls
+        making = self._loop.create_task(
+            self._loop.create_connection(
+                lambda: _Connection(self._loop), self._host, self._port, ssl=self._tls
+            )
         )
         try:
-            _, connection = await asyncio.wait_for(making, self._timeout)
-        except asyncio.TimeoutError:
-            raise ConnectTimeout from None
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes as the connection is made.
+            await asyncio.wait({making}, timeout=self._timeout)
+        except BaseException:
+            making.add_done_callback(_discard)
+            making.cancel()
+            raise
+        if not making.done():
+            making.cancel()
+            raise ConnectTimeout
+        try:
+            return making.result()[1]
         except OSError:
             return None
-        return connection
 
     def _take(self) -> _Connection | None:
         """Return the idle connection that was used last, if it is likely to be open still."""

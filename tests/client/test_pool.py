@@ -301,6 +301,20 @@ async def test_a_plain_request_has_one_deadline() -> None:
         await asyncio.wait_for(server.gone.wait(), 10)
 
 
+async def test_a_cancellation_is_never_lost() -> None:
+    # at whatever step it comes, the one at which the connection is made included
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        settings = Settings(f"http://127.0.0.1:{silent.getsockname()[1]}", request_timeout=5)
+        plain = PlainConnections(settings, {}, None, keep_alive=4.0)
+        for steps in range(40):
+            asking = asyncio.create_task(plain.exchange(plain.request("/x", b"{}")))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+
 async def test_a_host_that_does_not_answer_is_told_as_such() -> None:
     # a listener whose queue is full does not answer; it stands for a firewall that drops packets
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
