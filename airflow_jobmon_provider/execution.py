@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -32,7 +32,7 @@ EXECUTOR = Path(__file__).with_name("executor.py")
 
 _LOOK_INTERVAL = 0.2  # seconds
 _GRACE = 10.0  # seconds that the executor has to stop its distributor
-_LONGEST_LINE = 4000
+LONGEST_LINE = 4000
 # What belongs to Airflow's own process: its secrets, and its Python's modules, which are not Jobmon's.
 _NOT_INHERITED = ("AIRFLOW", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
@@ -218,7 +218,7 @@ class Execution:
             *lines, self._unfinished = (self._unfinished + written).split(b"\n")
             for line in lines:
                 self._show(line)
-            if len(self._unfinished) > _LONGEST_LINE:
+            if len(self._unfinished) > LONGEST_LINE:
                 self._show(self._unfinished)
                 self._unfinished = b""
         if last and self._unfinished:
@@ -226,13 +226,19 @@ class Execution:
             self._unfinished = b""
 
     def _show(self, line: bytes) -> None:
-        text = line.decode(errors="replace")[:_LONGEST_LINE].rstrip()
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        text = "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        text = fit_to_show(line, self._secrets)
         if text:
             self._last_line = text.removeprefix("executor: ")
             self._log.log(logging.INFO, "%s", text)
+
+
+def fit_to_show(line: bytes, secrets: Iterable[str]) -> str:
+    """Return a line of output as text of bounded length, without control characters and secrets."""
+    text = line.decode(errors="replace")
+    for secret in secrets:  # before it is cut, which may be in the middle of one
+        text = text.replace(secret, "***")
+    text = text[:LONGEST_LINE].rstrip()
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def executor_command(python: str, workflow_id: int, workflow_run_id: int, cluster_name: str) -> list[str]:

@@ -86,10 +86,35 @@ def test_the_servers_password_is_not_shown() -> None:
         Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ss word")}), 30, 3.1
     )
     started, log = run(
-        "import os; u = os.environ['JOBMON__HTTP__SERVICE_URL']; print(u, 'p@ss word')", environment
+        "import os; u = os.environ['JOBMON__HTTP__SERVICE_URL']; print(u, 'p@ss word');"
+        " print('x' * 3995 + 'p@ss word')",
+        environment,
     )
     finish(started)
-    assert log.lines == ["https://me:***@jobmon.example.org:8070 ***"]
+    assert log.lines[0] == "https://me:***@jobmon.example.org:8070 ***"
+    assert log.lines[1].removeprefix("x" * 3995) == "***"  # where a long line is cut, too
+
+
+def test_the_servers_password_is_not_among_the_arguments() -> None:
+    environment = executor_environment(
+        Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ssw0rd")}), 30, 3.1
+    )
+    started, log = run(
+        "import os; print(os.environ['JOBMON__HTTP__SERVICE_URL'], flush=True); os.read(0, 1);"
+        " os.read(int(__import__('sys').argv[-1]), 1)",
+        environment,
+    )
+    try:
+        while not log.lines:
+            started.wait(0.1)
+        process = Path(f"/proc/{started._process.pid}")
+        arguments = (process / "cmdline").read_bytes()
+        assert b"--lifeline" in arguments
+        assert b"p@ssw0rd" not in arguments
+        assert b"p%40ssw0rd" not in arguments
+        assert (process / "environ").stat().st_mode & 0o077 == 0  # where it is, for this user alone
+    finally:
+        started.stop()
 
 
 # Its life
