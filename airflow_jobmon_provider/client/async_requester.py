@@ -23,7 +23,7 @@ from yarl import URL
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
 from airflow_jobmon_provider.client.exceptions import JobmonError
-from airflow_jobmon_provider.client.plain_http import ConnectTimeout, PlainConnections
+from airflow_jobmon_provider.client.plain_http import ConnectTimeout, PlainConnections, Prepared
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import Settings
 
@@ -121,6 +121,7 @@ def _new_session(
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=tls or True, limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
         cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,  # the protocol unpacks, within limits
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=settings.request_timeout),
         # aiohttp reads the proxy variables anew for every request: only where there are some.
@@ -134,7 +135,7 @@ class _Request(NamedTuple):
     call: Call[Any]
     url: str
     body: bytes | None
-    plain: bytes | None
+    plain: Prepared | None
     """The whole request, for ``PlainConnections``."""
 
 
@@ -150,6 +151,7 @@ class AsyncRequester:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._timeout = settings.request_timeout
+        self._secrets = settings.secrets
         self._pool: _Pool | None = None
         self._prepared: _Request | None = None
         headers = tuple(sorted(settings.headers.items()))
@@ -229,7 +231,7 @@ class AsyncRequester:
             raise protocol.unreachable(
                 call.verb, request.url, reason, connected=not never_connected
             ) from None
-        return protocol.decipher(call.verb, request.url, response)
+        return protocol.decipher(call.verb, request.url, response, self._secrets)
 
     def _prepare(self, call: Call[Any], pool: _Pool) -> _Request:
         url = protocol.url_of(self.url, call.route)
@@ -303,7 +305,7 @@ def to_tick(pause: float, now: float) -> float:
 async def _read(reply: aiohttp.ClientResponse) -> bytes:
     """Read a body up to the protocol's limit; a longer one is left unread, and its connection is dropped."""
     length = reply.content_length
-    if length is not None and length <= protocol.MAX_REPLY_BYTES and "Content-Encoding" not in reply.headers:
+    if length is not None and length <= protocol.MAX_REPLY_BYTES:
         return await reply.read()
     body = bytearray()
     async for chunk in reply.content.iter_any():

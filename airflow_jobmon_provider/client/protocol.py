@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Literal, NoReturn, TypeVar
@@ -37,6 +38,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowRunNotFound,
 )
 from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.text import EXCERPT_LENGTH, NO_SECRETS, Secrets, excerpt
 
 T = TypeVar("T")
 Verb = Literal["get", "post", "put"]
@@ -49,8 +51,8 @@ USER_AGENT = f"airflow-provider-jobmon/{__version__}"
 MAX_REPLY_BYTES = 16 * 2**20
 """Replies longer than this are not read to their end: the longest that Jobmon sends us has a few kB."""
 
-_EXCERPT_LENGTH = 200
 _NAME_LENGTH = 80
+_PAST_ALL_NUMBERS = 2**63  # Jobmon's databases hold none that is larger
 _ERROR_LENGTH = 20_000
 
 
@@ -199,7 +201,7 @@ def health() -> Call[None]:
 
 def api_version() -> Call[str]:
     """GET /api_version: ``v2``, ``v3``."""
-    return Call("get", "/api_version", {}, lambda reply: str(_key(reply, "status", str)))
+    return Call("get", "/api_version", {}, lambda reply: _name(reply, "status"))
 
 
 def set_resume(workflow_id: int, reset_running_jobs: bool) -> Call[None]:
@@ -269,7 +271,7 @@ def create_workflow_run(workflow_id: int, user: str, next_report_increment: floa
     def read(reply: Any) -> CreatedRun:
         if _object(reply).get("workflow_run_id") is None:
             _refuse(workflow_id, _key(reply, "err_msg", str))
-        return CreatedRun(_key(reply, "workflow_run_id", int), _run_status(reply))
+        return CreatedRun(_id(reply, "workflow_run_id"), _run_status(reply))
 
     message = {
         "workflow_id": workflow_id,
@@ -326,7 +328,7 @@ def lost_workflow_runs(status: RunStatus) -> Call[tuple[LostRun, ...]]:
 
     def read(reply: Any) -> tuple[LostRun, ...]:
         rows = _key(reply, "workflow_runs", list)
-        if not all(isinstance(row, list) and [type(value) for value in row] == [int, int] for row in rows):
+        if not all(isinstance(row, list) and len(row) == 2 and all(map(_is_id, row)) for row in rows):
             raise UnreadableReply(f"expected pairs of ids, got {excerpt(reply)}")
         return tuple(LostRun(*row) for row in rows)
 
@@ -353,7 +355,7 @@ def workflow_details(workflow_id: int) -> Call[WorkflowDetails | None]:
             return None
         user = _object(reply[0]).get("wfr_user")
         return WorkflowDetails(
-            _key(reply[0], "wf_status", str), _key(reply[0], "wf_name", str), excerpt(user) if user else None
+            _name(reply[0], "wf_status"), _name(reply[0], "wf_name"), excerpt(user) if user else None
         )
 
     route = f"/workflow_details_viz/{workflow_id}"
@@ -390,10 +392,7 @@ def failed_tasks(workflow_id: int, limit: int) -> Call[tuple[FailedTask, ...]]:
         except (ValueError, RecursionError):
             raise UnreadableReply(f"expected a table as JSON text, got {excerpt(reply)}") from None
         ids, names = _key(columns, "TASK_ID", dict), _key(columns, "TASK_NAME", dict)
-        return tuple(
-            FailedTask(_key(ids, row, int), excerpt(_key(names, row, str), _NAME_LENGTH))
-            for row in itertools.islice(ids, limit)
-        )
+        return tuple(FailedTask(_id(ids, row), _name(names, row)) for row in itertools.islice(ids, limit))
 
     route = f"/workflow/{workflow_id}/workflow_tasks"
     message = {"status": ["FATAL"], "limit": limit}
@@ -454,11 +453,12 @@ def _no_run(workflow_run_id: int) -> WorkflowRunNotFound:
 
 def _refuse(workflow_id: int, text: Any) -> NoReturn:
     """Raise what an ``err_msg`` says: the server refused with status 200."""
-    if str(text).startswith("No workflow exists"):
-        raise WorkflowNotFound(f"workflow {workflow_id} does not exist: {excerpt(text)}")
+    said = excerpt(text)
+    if said.startswith("No workflow exists"):
+        raise WorkflowNotFound(f"workflow {workflow_id} does not exist: {said}")
     # The words are "… is currentlylinking, …", also where the other run has long been taken by an executor.
-    kind = WorkflowBusy if "linking" in str(text) else WorkflowNotResumable
-    raise kind(f"Jobmon refused workflow {workflow_id}: {excerpt(text)}")
+    kind = WorkflowBusy if "linking" in _text(text) else WorkflowNotResumable
+    raise kind(f"Jobmon refused workflow {workflow_id}: {said}")
 
 
 def _nothing(reply: Any) -> None:
@@ -471,12 +471,33 @@ def _object(reply: Any) -> dict[str, Any]:
     return reply
 
 
-def _key(reply: Any, key: str, kind: type) -> Any:
-    value = _object(reply).get(key)
+def _key(reply: Any, key: str, kind: Any) -> Any:
+    value: Any = _object(reply).get(key)
     # bool is an int to Python, but a server that sends true for a count or an id did not mean 1
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UnreadableReply(f"expected {key!r} to be of type {kind.__name__}, got {excerpt(reply)}")
+    wrong = not isinstance(value, kind) or (
+        kind is int and (isinstance(value, bool) or abs(value) >= _PAST_ALL_NUMBERS)
+    )
+    if wrong:
+        name = excerpt(key, _NAME_LENGTH)  # a row's, which the server has named
+        raise UnreadableReply(f"expected {name!r} to be of type {kind.__name__}, got {excerpt(reply)}")
     return value
+
+
+def _id(reply: Any, key: str) -> int:
+    """Return an id, which is going to stand in an address."""
+    number: int = _key(reply, key, int)
+    if not _is_id(number):
+        raise UnreadableReply(f"expected {excerpt(key, _NAME_LENGTH)!r} to be an id, got {excerpt(reply)}")
+    return number
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 < value < _PAST_ALL_NUMBERS
+
+
+def _name(reply: Any, key: str) -> str:
+    """Return a name, which somebody has chosen and is going to be shown, as one short line."""
+    return excerpt(_key(reply, key, str), _NAME_LENGTH)
 
 
 def _indented(line: str) -> str:
@@ -501,7 +522,7 @@ class Response:
 
     :param status_code: HTTP status.
     :param headers: looked up in lower case.
-    :param body: at most ``MAX_REPLY_BYTES`` and one byte more, which says that there was more.
+    :param body: as it came, packed or not; at most ``MAX_REPLY_BYTES`` and what says that there was more.
     """
 
     status_code: int
@@ -509,32 +530,35 @@ class Response:
     body: bytes = b""
 
 
-def decipher(verb: str, url: str, response: Response) -> Any:
+def decipher(verb: str, url: str, response: Response, secrets: Secrets = NO_SECRETS) -> Any:
     """Return the decoded JSON of a reply, or raise what the response means.
 
     :param verb: HTTP method, for the message.
     :param url: what was asked, without credentials, for the message.
+    :param secrets: what was sent and must not be shown, should the reply repeat it.
     :raises NotAuthorized: 401, 403.
     :raises RecordNotFound: no such workflow or run, in either server version's words.
     :raises InvalidRequest: another 4xx, or a redirect.
     :raises ServerFailure: 5xx, 423, 429.
-    :raises UnreadableReply: the body is too long or no JSON.
+    :raises UnreadableReply: the body is too long or no JSON, or packed in a way that nobody asked for.
     """
-    code = response.status_code
-    if 200 <= code < 300 and len(response.body) <= MAX_REPLY_BYTES:
+    code, asked = response.status_code, f"{verb.upper()} {url}"
+    body = unpack(response, asked)
+    if 200 <= code < 300 and len(body) <= MAX_REPLY_BYTES:
         try:
-            return json.loads(response.body.decode())
+            text = body.decode()
+            return secrets.hide_in(json.loads(text), text)
         except (ValueError, RecursionError):
             pass
-    came_back = f"{verb.upper()} {url}: {code} {excerpt(response.body)}".rstrip()
+    came_back = f"{asked}: {code} {excerpt(secrets.hide(_start_of(body)))}".rstrip()
     if 200 <= code < 300:
-        if len(response.body) > MAX_REPLY_BYTES:
-            raise UnreadableReply(f"{verb.upper()} {url}: a reply of more than {MAX_REPLY_BYTES} bytes")
+        if len(body) > MAX_REPLY_BYTES:
+            raise UnreadableReply(f"{asked}: a reply of more than {MAX_REPLY_BYTES} bytes")
         raise UnreadableReply(f"{came_back} is not JSON; is this Jobmon? Check host, port and route prefix")
     if 300 <= code < 400:
-        target = excerpt(response.headers.get("location", "nowhere"))
-        raise InvalidRequest(f"{verb.upper()} {url}: {code}, moved to {target}; use that address", code)
-    if _says_not_found(code, response.body):
+        target = excerpt(secrets.hide(response.headers.get("location", "nowhere")))
+        raise InvalidRequest(f"{asked}: {code}, moved to {target}; use that address", code)
+    if _says_not_found(code, body):
         raise RecordNotFound(came_back, code)
     if code >= 500 or code in (423, 429):
         # 423: the database rolled a deadlock back. 429: the request was turned away unread.
@@ -547,6 +571,28 @@ def decipher(verb: str, url: str, response: Response) -> Any:
         raise NotAuthorized(f"{came_back}; check the login, password or token", code)
     hint = "; check the address and the route prefix" if code == 404 else ""
     raise InvalidRequest(came_back + hint, code)
+
+
+def unpack(response: Response, asked: str) -> bytes:
+    """Return the body of a reply that was sent packed although nobody asked for that.
+
+    Not left to the HTTP libraries: some of their versions unpack whatever comes, and a kilobyte on the wire
+    may be a megabyte in memory.
+
+    :param asked: verb and address, for the message.
+    :returns: at most ``MAX_REPLY_BYTES`` and one byte more, which says that there was more.
+    :raises UnreadableReply: it is packed in another way than gzip or deflate, or wrongly.
+    """
+    packing = response.headers.get("content-encoding", "identity").strip().lower()
+    if packing in ("", "identity") or not response.body:
+        return response.body
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        raise UnreadableReply(f"{asked}: a reply that is packed, and neither with gzip nor deflate")
+    try:
+        # 32: it says itself whether it is gzip's or zlib's
+        return zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(response.body, MAX_REPLY_BYTES + 1)
+    except zlib.error:
+        raise UnreadableReply(f"{asked}: a reply that says it is {packing}, and is not") from None
 
 
 def _says_not_found(code: int, body: bytes) -> bool:
@@ -563,23 +609,22 @@ def _says_not_found(code: int, body: bytes) -> bool:
         return False
     inner = error.get("error")
     if code == 500 and isinstance(inner, dict):
-        return "NoResultFound" in str(inner.get("type"))
-    return code == 404 and "workflow" in str(error.get("detail")).lower()
+        return "NoResultFound" in _text(inner.get("type"))
+    return code == 404 and "workflow" in _text(error.get("detail")).lower()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _start_of(body: bytes) -> str:
+    """Return what an excerpt is taken of, and as much again, so that no secret is cut where it ends."""
+    return body[: 64 * EXCERPT_LENGTH].decode("utf-8", "replace")
 
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds of a ``Retry-After`` header; its other form, a date, is not worth trusting two clocks for."""
     return float(value) if value is not None and re.fullmatch(r"\d{1,6}", value.strip()) else None
-
-
-def excerpt(content: Any, length: int = _EXCERPT_LENGTH) -> str:
-    """Return the start of what came back, as one line without control characters.
-
-    :param length: cut after so many characters.
-    """
-    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * length]).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 # --- Retries ------------------------------------------------------------------------------------------------
@@ -604,10 +649,11 @@ def translate(error: Exception) -> JobmonError | None:
     if isinstance(error, JobmonError):
         return error
     name, text = type(error).__name__, str(error)
-    line = excerpt(text, 2 * _EXCERPT_LENGTH)
+    line = excerpt(text, 2 * EXCERPT_LENGTH)
     found = re.search(r"status code (\d{3})\b", text)
     code = int(found.group(1)) if found else None
-    if "NoResultFound" in text or (code == 404 and re.search(r"content: .*\bworkflow\b", text, re.I | re.S)):
+    content = text.partition("content: ")[2]
+    if "NoResultFound" in text or (code == 404 and re.search(r"\bworkflow\b", content, re.I)):
         return RecordNotFound(line, code)
     if name == "InvalidRequest":
         return (NotAuthorized if code in (401, 403) else InvalidRequest)(line, code)

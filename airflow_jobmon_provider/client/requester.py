@@ -22,11 +22,16 @@ from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_TIMEOUT,
     Settings,
 )
+from airflow_jobmon_provider.client.text import excerpt
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _CHUNK = 64 * 1024
+_HEADERS = {
+    "Accept-Encoding": "identity",  # the replies are too short to be worth packing
+    "User-Agent": protocol.USER_AGENT,
+}
 
 
 class Requester:
@@ -79,7 +84,10 @@ class Requester:
 
         :raises ConfigError: no server is configured, or a setting is malformed.
         """
-        return cls.from_settings(Settings.from_defaults())
+        settings = Settings.from_defaults()
+        for danger in settings.dangers:
+            logger.warning("the server of Jobmon's own settings %s", danger)
+        return cls.from_settings(settings)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Requester:
@@ -90,6 +98,7 @@ class Requester:
 
     def _open(self, settings: Settings) -> None:
         self._settings = settings
+        self._secrets = settings.secrets
         self.service_url = settings.service_url
         self.retries_timeout = settings.retries_timeout
         self.retries_attempts = settings.retries_attempts
@@ -154,14 +163,15 @@ class Requester:
                 url,
                 params=params,
                 json=body,
-                headers={"User-Agent": protocol.USER_AGENT, **self._settings.headers},
+                headers={**_HEADERS, **self._settings.headers},
                 timeout=self.request_timeout,
                 verify=self._settings.verify,
                 allow_redirects=False,
                 stream=True,
             ) as reply:
                 response = Response(reply.status_code, reply.headers, _read(reply))
-        except requests.exceptions.RequestException as error:
+        # Reading a body as it comes raises urllib3's own errors.
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             never_connected = _never_connected(error)
             cause = _root_cause(error)
             reason = protocol.reason_of(cause)
@@ -170,7 +180,7 @@ class Requester:
                     f"no {'connection' if never_connected else 'reply'} within {self.request_timeout:g} s"
                 )
             raise protocol.unreachable(request_type, url, reason, connected=not never_connected) from None
-        return response.status_code, protocol.decipher(request_type, url, response)
+        return response.status_code, protocol.decipher(request_type, url, response, self._secrets)
 
 
 def retries(timeout: float, attempts: int, worth_it: Callable[[BaseException], bool]) -> tenacity.Retrying:
@@ -209,7 +219,8 @@ def ask(requester: Any, call: Call[T], *, tenacious: bool = True) -> T:
     :raises JobmonError: see :meth:`Requester.send_request` and the call.
     """
     options = {} if tenacious and call.idempotent else {"tenacious": False}
-    server = getattr(requester, "url", None) or getattr(requester, "service_url", "unknown address")
+    address = getattr(requester, "url", None) or getattr(requester, "service_url", "unknown address")
+    server = excerpt(address)  # Jobmon's own requester has login and password in it
     try:
         _, reply = requester.send_request(
             app_route=call.route, message=dict(call.message), request_type=call.verb, **options
@@ -218,11 +229,11 @@ def ask(requester: Any, call: Call[T], *, tenacious: bool = True) -> T:
         known = protocol.translate(error)
         if known is None:
             raise
-        explained = call.explain(known, str(server))
+        explained = call.explain(known, server)
         if explained is error:
             raise
         raise explained from None
-    return call.understand(reply, str(server))
+    return call.understand(reply, server)
 
 
 def converse(
@@ -268,7 +279,7 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 def _read(reply: requests.Response) -> bytes:
     """Read a body up to the protocol's limit; a longer one is left unread, and its connection is dropped."""
     body = bytearray()
-    for chunk in reply.iter_content(_CHUNK):
+    for chunk in reply.raw.stream(_CHUNK, decode_content=False):  # the protocol unpacks, within limits
         body += chunk
         if len(body) > protocol.MAX_REPLY_BYTES:
             break
@@ -282,7 +293,7 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _never_connected(error: requests.exceptions.RequestException) -> bool:
+def _never_connected(error: Exception) -> bool:
     """Whether no connection was made at all, so that the server cannot have seen the request."""
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))

@@ -49,7 +49,7 @@ class _JobmonTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
-        from airflow_jobmon_provider.client.protocol import excerpt
+        from airflow_jobmon_provider.client.text import excerpt
 
         try:
             requester = await self._connect()
@@ -72,7 +72,7 @@ class _JobmonTrigger(BaseTrigger):
 
     async def _connect(self) -> AsyncRequester:
         """Read the connection, also while Airflow's own API is restarting."""
-        from airflow_jobmon_provider.client.protocol import excerpt
+        from airflow_jobmon_provider.client.text import excerpt
 
         hook = JobmonHook(self.jobmon_conn_id)
         failures = 0
