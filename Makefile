@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Exactly the versions that were tested; `make constraints` renews the list.
 CONSTRAINTS := dev/constraints.txt
+FUZZ_SECONDS ?= 120
 STAMP := $(VENV)/.installed
 
-.PHONY: help install lint format test services test-stack demo bench sandbox constraints clean
+.PHONY: help install lint audit format test fuzz services test-stack demo bench sandbox constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -37,6 +38,9 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 	$(BIN)/coverage report --fail-under 95
 	$(BIN)/coverage report --fail-under 100 --include '*/client/*'
 endif
+
+fuzz: $(STAMP)  ## Feed the parsers with what nobody would send, for FUZZ_SECONDS (120)
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
 
 services: $(STAMP)  ## Look for the services that test-stack needs
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group stack
