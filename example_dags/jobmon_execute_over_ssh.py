@@ -14,6 +14,7 @@ Trigger it with ``{"workflow_id": 123, "cluster_name": "slurm"}``.
 from __future__ import annotations
 
 import datetime
+import shlex
 
 import pendulum
 from airflow.providers.common.compat.sdk import DAG, Param, task
@@ -23,7 +24,7 @@ from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator, ResumeWorkflowOperator
 from airflow_jobmon_provider.sensors.jobmon import WorkflowRunSensor
 
-# Both become part of a command line on the submit host.
+# Both become part of a command line, which a shell on the submit host reads: hence also `quote` below.
 NAME, PATH = r"^[\w.-]+$", r"^[\w./-]+$"
 
 with DAG(
@@ -49,6 +50,7 @@ with DAG(
             description="The copy of executor.py, on the submit host",
         ),
     },
+    user_defined_filters={"quote": lambda value: shlex.quote(str(value))},
     tags=["jobmon"],
     doc_md=__doc__,
 ) as dag:
@@ -66,9 +68,10 @@ with DAG(
         task_id="execute",
         ssh_conn_id="jobmon_submit_host",
         command=(
-            "{{ params.python }} {{ params.executor }} --cluster-name={{ params.cluster_name }}"
-            " --workflow-id={{ params.workflow_id }}"
-            " --workflow-run-id={{ ti.xcom_pull(task_ids='create') }}"
+            "{{ params.python | quote }} {{ params.executor | quote }}"
+            " --cluster-name={{ params.cluster_name | quote }}"
+            " --workflow-id={{ params.workflow_id | quote }}"
+            " --workflow-run-id={{ ti.xcom_pull(task_ids='create') | quote }}"
         ),
         remote_os="posix",
         cleanup="on_success",

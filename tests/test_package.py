@@ -6,9 +6,11 @@ import importlib
 import importlib.metadata
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -18,6 +20,7 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_jobmon_provider import __version__
 from airflow_jobmon_provider.get_provider_info import get_provider_info
+from dev.jobmon_sandbox import wait_until
 
 PROJECT = Path(__file__).resolve().parents[1]
 MODULES = ("operators.jobmon", "sensors.jobmon", "triggers.jobmon", "hooks.jobmon")
@@ -38,6 +41,17 @@ def test_the_entry_point_gives_the_provider_info() -> None:
     ]
     assert entry.load() is get_provider_info
     assert importlib.metadata.version("airflow-provider-jobmon") == __version__
+
+
+def test_nothing_is_served() -> None:
+    """Neither a plugin nor a route: whatever a browser sees comes from Airflow, behind its login."""
+    distribution = importlib.metadata.distribution("airflow-provider-jobmon")
+    assert {entry.group for entry in distribution.entry_points} == {"apache_airflow_provider"}
+    # The keys by which a provider has Airflow's web server load code that serves, logs people in, or decides.
+    assert set(get_provider_info()) == {
+        *("package-name", "name", "description", "versions", "integrations", "connection-types"),
+        *("hooks", "operators", "sensors", "triggers", "extra-links"),
+    }
 
 
 def test_the_provider_info_is_what_airflow_expects() -> None:
@@ -113,3 +127,48 @@ def test_triggers_are_made_by_airflow_from_their_class_path() -> None:
         trigger = getattr(module, name)(1)
         assert isinstance(trigger, BaseTrigger)
         assert trigger.serialize()[0] == f"airflow_jobmon_provider.triggers.jobmon.{name}"
+
+
+HOSTILE = [
+    "x; touch {0}",
+    "$(touch {0})",
+    "`touch {0}`",
+    "x' ; touch {0} ; '",
+    "x\ntouch {0}\n",
+    'x" && touch {0} "',
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_in_the_command_on_a_submit_host_is_read_as_shell(text: str, tmp_path: Path) -> None:
+    """Also past the parameters' patterns: the real wrapper, by the shell that runs it over there."""
+    from airflow.providers.ssh.utils.remote_job import RemoteJobPaths, build_posix_wrapper_command
+
+    dag = runpy.run_path(str(PROJECT / "example_dags" / "jobmon_execute_over_ssh.py"))["dag"]
+    program, told, pwned = tmp_path / "executor.py", tmp_path / "told", tmp_path / "pwned"
+    program.write_text(f"import json, sys; json.dump(sys.argv[1:], open({str(told)!r}, 'w'))")
+    hostile = text.format(pwned)
+    context = {
+        "params": {
+            "python": sys.executable,
+            "executor": str(program),
+            "cluster_name": hostile,
+            "workflow_id": hostile,
+        },
+        "ti": SimpleNamespace(xcom_pull=lambda task_ids: hostile),
+    }
+    command = dag.get_template_env().from_string(dag.get_task("execute").command).render(context)
+    paths = RemoteJobPaths("job", "posix", base_dir=str(tmp_path))
+    wrapper = build_posix_wrapper_command(command, paths)
+    subprocess.run(["/bin/bash", "-c", wrapper], check=True, capture_output=True, timeout=30)
+    wait_until(Path(paths.exit_code_file).exists, 30, "the command to end")
+    options = ("--cluster-name", "--workflow-id", "--workflow-run-id")
+    assert json.loads(told.read_text()) == [f"{option}={hostile}" for option in options]
+    assert not pwned.exists()
+
+
+def test_an_executors_last_words_are_one_line_without_credentials() -> None:
+    from airflow_jobmon_provider.executor import _line
+
+    error = OSError("first\n503 from http://alice:s3cret@jobmon:8070/api\x1b[31m\u202e")
+    assert _line(error) == "OSError: 503 from http://***@jobmon:8070/api [31m "
