@@ -19,6 +19,7 @@ import contextlib
 import enum
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -293,8 +294,9 @@ def _named(status: Any) -> str:
 def _line(error: BaseException) -> str:
     """Return an error as one line of bounded length: its kind and the last thing it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else "no message"
-    return f"{type(error).__name__}: {text[:500]}"
+    text = lines[-1][:500] if lines else "no message"
+    text = re.sub(r"//[^/?#\s]*@", "//***@", text)  # Jobmon's errors quote the server's address
+    return f"{type(error).__name__}: {''.join(c if c.isprintable() else ' ' for c in text)}"
 
 
 def _say(text: str) -> None:
