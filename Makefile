@@ -22,11 +22,14 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable . --group dev
 	touch $@
 
-lint: $(STAMP)  ## Check style, types and layers
+lint: audit  ## Check style, types, layers and known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(STAMP)  ## Check the pinned versions for known vulnerabilities
+	$(BIN)/python -m dev.audit
 
 format: $(STAMP)  ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
