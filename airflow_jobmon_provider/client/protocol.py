@@ -624,7 +624,7 @@ def _start_of(body: bytes) -> str:
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds of a ``Retry-After`` header; its other form, a date, is not worth trusting two clocks for."""
-    return float(value) if value is not None and re.fullmatch(r"\d{1,6}", value.strip()) else None
+    return float(value) if value is not None and re.fullmatch(r"[ \t]*[0-9]{1,6}[ \t]*", value) else None
 
 
 # --- Retries ------------------------------------------------------------------------------------------------

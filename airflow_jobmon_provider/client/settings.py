@@ -27,7 +27,7 @@ DEFAULT_HEARTBEAT_INTERVAL = 30
 DEFAULT_REPORT_BY_BUFFER = 3.1
 
 _HEADER_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
-_HOST = re.compile(r"[\w.-]+")
+_HOST_AND_PORT = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,9 @@ def split_address(address: str) -> SplitResult:
     # A password with one of / ? # in it, not quoted, ends the host too early, and would stand in every log.
     if url.query or url.fragment or address[-1] in "?#" or "@" in url.path:
         raise ConfigError(f"{hint}, without ?, # or @ after the host (quote them in a password)")
-    if not (_HOST.fullmatch(url.hostname) or _is_ip(url.hostname)):
+    if not _HOST_AND_PORT.fullmatch(url.netloc.rpartition("@")[2]) or (
+        ":" in url.hostname and not _is_ip(url.hostname)
+    ):
         raise ConfigError(f"{hint}; its host or port cannot be read")
     return url
 

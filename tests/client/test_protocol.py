@@ -107,6 +107,8 @@ def test_what_may_have_been_carried_out_and_what_not() -> None:
     assert not failure(423).processed
     assert not failure(429).processed
     assert failure(503, retry_after="7").retry_after == 7
+    assert failure(503, retry_after=" 7 ").retry_after == 7
+    assert failure(503, retry_after="7\x1f").retry_after is None
     assert failure(503, retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
     assert protocol.is_retryable(failure(500))
     assert not protocol.was_not_processed(failure(500))
