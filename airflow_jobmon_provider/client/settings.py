@@ -253,7 +253,7 @@ class _JobmonSettings:
             return default
         try:
             number = seconds(where, float(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(
                 f"{where} must be a number, at least 0 and finite, not {shown(value)}"
             ) from None

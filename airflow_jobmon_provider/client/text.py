@@ -100,12 +100,20 @@ def _secrets_of(headers: Mapping[str, str]) -> Iterator[str]:
             yield login_and_password.partition(":")[2]
 
 
+def _json(text: str, ascii_only: bool) -> str:
+    return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+
+
 def _forms(secret: str) -> Iterable[str]:
     """Return a secret as it may stand in JSON, HTML, an address or a Python text."""
+    in_json = [_json(secret, each) for each in (True, False)]
+    in_json += [form.replace("/", "\\/") for form in in_json]  # as pandas writes it
     return (
         secret,
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
+        *in_json,
+        *(
+            _json(form, each) for form in in_json for each in (True, False)
+        ),  # in a table, which is JSON in JSON
         html.escape(secret),
         quote(secret),
         quote(secret, safe=""),

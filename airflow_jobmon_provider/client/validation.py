@@ -8,6 +8,7 @@ from typing import Any
 from airflow_jobmon_provider.client.text import shown
 
 _LARGEST_ID = 2**63 - 1  # the largest integer that Jobmon's databases can compare an id with
+_LARGEST_NUMBER = 1e300
 
 
 def positive_id(name: str, value: Any) -> int:
@@ -37,7 +38,8 @@ def seconds(name: str, value: Any, *, above: float | None = None, why: str = "")
     :raises ValueError: it is negative, NaN, infinite, no number or too small.
     """
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not numeric or not math.isfinite(value) or value < 0:
+    # In this order: no float holds an integer of hundreds of digits.
+    if not numeric or not 0 <= value <= _LARGEST_NUMBER or not math.isfinite(value):
         raise ValueError(f"{name} must be a number, at least 0 and finite, not {shown(value)}")
     if above is not None and value <= above:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import json
 import logging
 import socket
 import ssl
@@ -109,6 +110,16 @@ async def test_what_tasks_said_is_shown_without_it(stub: MakeStub, send: Send) -
         Settings(stub({"error_description": said}).url, headers=HEADERS), protocol.most_recent_error(12)
     )
     assert error == "Traceback:\n  401 for http://***@jobmon/api, ***"
+
+
+@pytest.mark.parametrize("slash", ["/", "\\/"])
+def test_a_table_is_json_in_json(slash: str) -> None:
+    headers = {"Authorization": basic_authorization("alice", 'pä/ss "word"')}
+    table = json.dumps({"TASK_ID": {"0": 1}, "TASK_NAME": {"0": 'fit pä/ss "word"'}}).replace("/", slash)
+    response = protocol.Response(200, {}, json.dumps({"workflow_tasks": table}).encode())
+    call = protocol.failed_tasks(7, 5)
+    reply = protocol.decipher(call.verb, "http://jobmon", response, Secrets(headers))
+    assert [task.name for task in call.read(reply)] == ["fit ***"]
 
 
 def test_the_names_in_a_reply_and_what_is_short_stay_as_they_are() -> None:

@@ -101,6 +101,7 @@ def test_attempts_are_whole(monkeypatch: pytest.MonkeyPatch, attempts: str) -> N
         ("http: [", "cannot be read"),
         ("- a list", "must hold sections"),
         ("http: 5", "section 'http'"),
+        (f"http: {{service_url: 'http://h', request_timeout: 1{'0' * 400}}}", "must be a number"),
         (
             "http: {service_url: 'http://h', request_timeout: [1]}",
             "http.request_timeout in .* must be a number",

@@ -178,14 +178,17 @@ def mutated(draw: st.DrawFn) -> Any:
     """A real reply, with some of its values replaced and some of its keys gone or new."""
     reply = json.loads(json.dumps(draw(st.sampled_from(REPLIES))))
     for _ in range(draw(st.integers(1, 3))):
-        place = reply
+        place: Any = reply
         while place and draw(st.booleans()):
-            key = draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
+            inside: list[Any] = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = draw(st.sampled_from(inside))
             if not isinstance(place[key], (dict, list)):
                 break
             place = place[key]
         if isinstance(place, dict):
-            key = draw(st.sampled_from(sorted(place) if place and draw(st.integers(0, 3)) else KEYS))
+            elsewhere = draw(st.integers(0, 3)) == 0
+            names: list[Any] = sorted(place) if place and not elsewhere else KEYS
+            key = draw(st.sampled_from(names))
             if draw(st.integers(0, 4)):
                 place[key] = draw(numbers | scalars | shapes)
             else:

@@ -186,6 +186,8 @@ def test_headers_as_text_from_a_form() -> None:
         ),
         ({"extra": {"gui_url": "http://u:s3cret@h"}}, "without credentials"),
         ({"extra": {"gui_url": "http://u:s3cret℀@h"}}, "without credentials"),
+        ({"extra": {"request_timeout": 10**400}}, "request_timeout in the extra must be a number"),
+        ({"extra": {"retries_timeout": -(10**400)}}, "retries_timeout in the extra must be a number"),
         ({"extra": "[" * 5000}, "the extra is not valid JSON"),
         ({"extra": {"headers": "[" * 5000}}, "headers in the extra must be"),
         ({"extra": {"verify": "x" * 5000}}, "names a CA bundle that does not exist"),
