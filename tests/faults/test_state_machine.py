@@ -8,12 +8,13 @@ database and against what was sent.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import hypothesis
 import pytest
@@ -84,11 +85,16 @@ SITUATIONS = (
 )
 
 
-class Row(NamedTuple):
-    """A run as the database has it."""
+@dataclass(frozen=True)
+class Row:
+    """A run as the database has it.
+
+    :param lost: whether its heartbeat date has passed, which time does by itself.
+    """
 
     status: str
-    heartbeat_date: str
+    heartbeat_date: str = ""
+    lost: bool = field(default=False, compare=False)
 
 
 class Fault(Enum):
@@ -129,9 +135,13 @@ class Talk:
 
 @dataclass
 class World:
-    """Where the machine runs, and which situations it has met."""
+    """Where the machine runs, and which situations it has met.
+
+    :param database: the sandbox's, kept open because it is read after each exchange.
+    """
 
     sandbox: JobmonSandbox
+    database: sqlite3.Connection
     requester: Requester
     prefix: str
     original: int
@@ -174,13 +184,12 @@ class Interleavings(RuleBasedStateMachine):
     # --- The database --------------------------------------------------------------------------------------
 
     def read(self) -> dict[int, Row]:
-        sql = "SELECT id, status, heartbeat_date FROM workflow_run WHERE workflow_id = ?"
-        rows = self.world.sandbox.query(sql, self.workflow)
-        return {run: Row(status, date) for run, status, date in rows}
-
-    def is_past(self, row: Row) -> bool:
-        (past,) = self.world.sandbox.query("SELECT datetime(?) <= datetime('now')", row.heartbeat_date)[0]
-        return bool(past)
+        sql = (
+            "SELECT id, status, heartbeat_date, datetime(heartbeat_date) <= datetime('now')"
+            " FROM workflow_run WHERE workflow_id = ?"
+        )
+        rows = self.world.database.execute(sql, (self.workflow,)).fetchall()
+        return {run: Row(status, date, bool(lost)) for run, status, date, lost in rows}
 
     @invariant()
     def the_rules_hold(self) -> None:
@@ -192,14 +201,14 @@ class Interleavings(RuleBasedStateMachine):
         self.ended |= {run: row.status for run, row in self.rows.items() if row.status in TERMINAL}
         for run in self.kept:
             row = self.rows[run]
-            assert row.status != "L" or not self.is_past(row), f"run {run} is lost, and was kept alive"
+            assert not (row.status == "L" and row.lost), f"run {run} is lost, and was kept alive"
 
     # --- Time ----------------------------------------------------------------------------------------------
 
     def age(self, seconds: int) -> None:
         self.now += seconds
         sql = "UPDATE workflow_run SET heartbeat_date = datetime(heartbeat_date, ?) WHERE workflow_id = ?"
-        self.world.sandbox.change(sql, f"-{seconds} seconds", self.workflow)
+        self.world.database.execute(sql, (f"-{seconds} seconds", self.workflow))
 
     @rule(seconds=st.sampled_from([1, 10, 50, 120]), reaper=st.booleans())
     def time_passes_and_all_are_punctual(self, seconds: int, reaper: bool) -> None:
@@ -274,10 +283,10 @@ class Interleavings(RuleBasedStateMachine):
         if talk.kind == "watch" and talk.told in TERMINAL:
             assert talk not in self.talks, f"run {talk.run} has ended {talk.told}, and it is still watched"
         if self.world.prefix == "/api/v3" and call.route == "/lost_workflow_run" and error is None:
-            lost = [run for run, row in after.items() if row.status == "L" and self.is_past(row)]
-            for run in lost:  # whoever finds a lost run in the way ends it
-                assert isinstance(talk.step, Ask)
-                assert talk.step.call.route == f"/workflow_run/{run}/reap"
+            for run, row in after.items():
+                if row.status == "L" and row.lost:  # whoever finds it in the way ends it
+                    assert isinstance(talk.step, Ask)
+                    assert talk.step.call.route == f"/workflow_run/{run}/reap"
 
     def check_what_it_did(
         self, talk: Talk, call: Call[Any], before: dict[int, Row], after: dict[int, Row]
@@ -288,7 +297,7 @@ class Interleavings(RuleBasedStateMachine):
             assert call.message["status"] in ("G", talk.told or "L"), f"{talk.kind} says {call.message}"
         allowed = (MOVES | MOVES_OF_AN_UNDERTAKER if talk.kind == "bury" else MOVES).get(what, set())
         for run, new in after.items():
-            old = before.get(run, Row("-", ""))
+            old = before.get(run, Row("-"))
             if old == new:
                 continue
             move = old.status + new.status
@@ -477,6 +486,12 @@ class Interleavings(RuleBasedStateMachine):
         due = self.due()
         self.exchange(due[pick % len(due)], fault)
 
+    @precondition(lambda self: self.due())
+    @rule()
+    def each_of_us_goes_on(self) -> None:
+        for talk in self.due():
+            self.exchange(talk, Fault.NONE)
+
     @precondition(lambda self: self.talks)
     @rule(pick=st.integers(0, 5))
     def one_of_us_dies(self, pick: int) -> None:
@@ -546,6 +561,7 @@ class Interleavings(RuleBasedStateMachine):
         del self.executors[run]
         self.bereft.add(run)
 
+    @precondition(lambda self: any(row.lost and row.status in "LRCH" for row in self.rows.values()))
     @rule()
     def the_reaper_comes_by(self) -> None:
         before = self.read()
@@ -576,6 +592,7 @@ class Interleavings(RuleBasedStateMachine):
         if run is not None:
             self.good_since[run] = self.now - GOOD_FOR + good_for
 
+    @precondition(lambda self: any(row.status in "BR" for row in self.rows.values()))
     @rule(cold=st.booleans())
     def another_resumes_the_workflow(self, cold: bool) -> None:
         before = self.read()
@@ -594,8 +611,10 @@ class Interleavings(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def world(sandbox: JobmonSandbox, requester: Requester, prefix: str) -> World:
-    return World(sandbox, requester, prefix, sandbox.make_workflow("new", tasks=1).workflow_id)
+def world(sandbox: JobmonSandbox, requester: Requester, prefix: str) -> Iterator[World]:
+    original = sandbox.make_workflow("new", tasks=1).workflow_id
+    with contextlib.closing(sqlite3.connect(sandbox.database, timeout=30, isolation_level=None)) as database:
+        yield World(sandbox, database, requester, prefix, original)
 
 
 # --- Scripts: what chance may miss --------------------------------------------------------------------------
