@@ -1,18 +1,14 @@
-"""Outages with many runs deferred, crowds, and clocks that jump, on a real Jobmon."""
+"""Outages with many runs deferred, and clocks that jump, on a real Jobmon."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client.exceptions import JobmonError
-from airflow_jobmon_provider.client.requester import Requester
-from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
 from airflow_jobmon_provider.triggers import jobmon as triggers
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox
@@ -66,31 +62,6 @@ async def test_many_runs_outlive_an_outage_and_those_reaped_meanwhile_end(
     for run in alive:
         sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": "A"})
     assert [(await firing[run])["workflow_run_status"] for run in alive] == ["A"] * 40
-
-
-def test_of_a_crowd_one_gets_the_run_and_the_others_are_told(sandbox: JobmonSandbox) -> None:
-    workflow = sandbox.make_workflow_in("E").workflow_id
-
-    def compete(_: int) -> int | JobmonError:
-        requester = Requester(f"{sandbox.url}/api/v2", retries_timeout=0)
-        try:
-            factory = WorkflowRunFactory(workflow, requester)
-            factory.set_workflow_resume(resume_timeout=5)
-            factory.reset_task_statuses()
-            return factory.create_workflow_run().workflow_run_id
-        except JobmonError as error:
-            return error
-        finally:
-            requester.close()
-
-    with ThreadPoolExecutor(100) as crowd:
-        results = list(crowd.map(compete, range(100)))
-    (run,) = [result for result in results if isinstance(result, int)]
-    refusals = [str(result) for result in results if isinstance(result, JobmonError)]
-    assert len(refusals) == 99
-    assert all(refusals)
-    # all others that the server made, if any, are registered only, and nobody holds one
-    assert [r for r in sandbox.runs(workflow) if r[1] == "L"] == [(run, "L")]
 
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
