@@ -480,7 +480,9 @@ class JobmonSandbox:
         if not self._request_log.exists():
             return []
         seen = []
-        for line in self._request_log.read_text().splitlines():
+        # The last line may be half written; whoever waits for its reply has none yet.
+        complete, _, _ = self._request_log.read_text().rpartition("\n")
+        for line in complete.splitlines():
             entry = json.loads(line)
             if path_part in entry["path"]:
                 entry |= {key: _json_or_text(entry[key]) for key in ("body", "reply")}

@@ -131,3 +131,11 @@ def test_what_it_cannot_do_is_said() -> None:
 def test_a_second_install_is_the_same_environment() -> None:
     assert install() == install()
     assert install().exists()
+
+
+def test_a_request_that_is_being_logged_is_not_read_yet(tmp_path: Path) -> None:
+    entry = {"time": 1.0, "method": "GET", "path": "/api/v2/health", "query": "", "status_code": 200}
+    line = json.dumps({**entry, "body": "", "reply": '{"status": "OK"}'}) + "\n"
+    (tmp_path / "requests.jsonl").write_text(line + line[:-30])
+    (seen,) = JobmonSandbox(directory=tmp_path).requests()
+    assert seen.reply == {"status": "OK"}
