@@ -68,8 +68,9 @@ def test_one_run_and_a_finished_workflow_wherever_a_worker_dies(
         assert first == (workflow.workflow_run_id, "T")
         assert last[1] == "D"
         # Only where the worker died with the reply in its hand does nobody know of the run: it is reaped.
+        # Until then Jobmon refuses another, and keeps a row for each refusal, which stays REGISTERED.
         unknown = step.phase == "run.execute" and step.name == CREATE
-        assert [status for _, status in lost] == ["A"] * unknown, step
+        assert [status for _, status in lost if status != "G"] == ["A"] * unknown, step
         assert jobmon.workflow_status(workflow.workflow_id) == "D"
         tries += sum(production.task_instance(DAG, dag_run, task)["try_number"] for task in ("resume", "run"))
     # Each has died, and once; what happens after a task's last words makes no retry.

@@ -31,6 +31,12 @@ def warnings(fleet: Fleet) -> dict[Run, tuple[int, int]]:
     return {run: (log.count(WENT), log.count(CAME)) for run, log in logs.items()}
 
 
+def calm(fleet: Fleet) -> dict[Run, tuple[int, int]]:
+    """Wait until nobody is in an outage any more, and return the warnings up to now."""
+    wait_until(lambda: all(a == b for a, b in warnings(fleet).values()), 90, "the end of earlier outages")
+    return warnings(fleet)
+
+
 def lasts(seconds: float, check: Callable[[], object]) -> None:
     """Let a fault last so long, and check now and then that it does no harm."""
     end = time.monotonic() + seconds
@@ -50,7 +56,7 @@ def assert_warned_once_more(fleet: Fleet, before: dict[Run, tuple[int, int]]) ->
 def test_a_minute_of_deadlocks(fleet: Fleet, jobmon: JobmonSandbox) -> None:
     """MariaDB's own error for a deadlock, at each change of a run: the server makes a 423 of it."""
     fleet.assert_all_deferred()
-    before = warnings(fleet)
+    before = calm(fleet)
     jobmon.change(
         "CREATE TRIGGER deadlock BEFORE UPDATE ON workflow_run FOR EACH ROW SIGNAL SQLSTATE '40001' SET"
         " MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'Deadlock found when trying to get lock; try restarting"
@@ -68,7 +74,7 @@ def test_a_minute_of_deadlocks(fleet: Fleet, jobmon: JobmonSandbox) -> None:
 
 def test_a_minute_of_locked_tables(fleet: Fleet, jobmon: JobmonSandbox) -> None:
     """The server hangs, and replies to nobody."""
-    before = warnings(fleet)
+    before = calm(fleet)
     with connect_to_mariadb(jobmon.environment()["JOBMON__DB__SQLALCHEMY_DATABASE_URI"]) as locker:
         locker.cursor().execute("LOCK TABLES workflow_run WRITE")
 
@@ -123,7 +129,7 @@ def test_a_server_of_another_version(fleet: Fleet, jobmon: JobmonSandbox, produc
 def test_five_minutes_without_a_server(
     fleet: Fleet, jobmon: JobmonSandbox, production: AirflowStack, report: Callable[[str], None]
 ) -> None:
-    before = warnings(fleet)
+    before = calm(fleet)
     reaped = [run for run in fleet.runs if run.task == "run"][:5]
     jobmon.stop_server()
     try:
