@@ -198,18 +198,9 @@ def split_address(address: str) -> SplitResult:
     # A password with one of / ? # in it, not quoted, ends the host too early, and would stand in every log.
     if url.query or url.fragment or address[-1] in "?#" or "@" in url.path:
         raise ConfigError(f"{hint}, without ?, # or @ after the host (quote them in a password)")
-    if not _HOST_AND_PORT.fullmatch(url.netloc.rpartition("@")[2]) or (
-        ":" in url.hostname and not _is_ip(url.hostname)
-    ):
+    if not _HOST_AND_PORT.fullmatch(url.netloc.rpartition("@")[2]):
         raise ConfigError(f"{hint}; its host or port cannot be read")
     return url
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(host))
-    except ValueError:
-        return False
 
 
 class _JobmonSettings:

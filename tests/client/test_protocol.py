@@ -32,6 +32,7 @@ from airflow_jobmon_provider.client.protocol import (
     WorkflowDetails,
 )
 from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.validation import positive_id
 
 URL = "http://jobmon.example/api/v3/workflow/7/is_resumable"
 SERVER = "http://jobmon.example/api/v3"
@@ -231,6 +232,36 @@ def test_a_refusal_with_status_200_is_an_error_with_the_servers_words() -> None:
 def test_a_list_of_lost_runs_holds_pairs_of_ids(rows: Any) -> None:
     with pytest.raises(UnreadableReply, match="expected pairs of ids"):
         protocol.lost_workflow_runs(RunStatus.LINKING).read({"workflow_runs": rows})
+
+
+@pytest.mark.parametrize("number", [0, -5, 2**63, 10**4000])
+def test_an_id_that_no_database_holds_is_none(number: int) -> None:
+    with pytest.raises(UnreadableReply, match="'workflow_run_id' to be") as caught:
+        protocol.create_workflow_run(7, "a", 93).read({"workflow_run_id": number, "status": "L"})
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("depth", [400, 900])
+@pytest.mark.parametrize("call", [call for call, _, _ in CALLS], ids=lambda call: call.route)
+def test_a_reply_that_is_nested_deeply_is_a_typed_error(call: protocol.Call[Any], depth: int) -> None:
+    nested = json.loads("[" * depth + "]" * depth)
+    for reply in (nested, {"status": nested, "err_msg": nested, "error": {"type": nested}}):
+        try:
+            call.understand(reply, SERVER)
+        except JobmonError as error:
+            assert len(str(error)) < 500
+            assert str(error).isprintable()
+
+
+def test_what_cannot_be_shown_is_named() -> None:
+    class Deep:
+        def __str__(self) -> str:
+            return str(self)
+
+    deep = Deep()
+    assert protocol.excerpt(deep) == "(Deep that cannot be shown)"
+    with pytest.raises(ValueError, match=r"x must be a positive integer, not \(a int that cannot be shown\)"):
+        positive_id("x", 10**5000)
 
 
 def test_an_unknown_status_is_not_taken_for_another() -> None:

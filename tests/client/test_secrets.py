@@ -156,7 +156,6 @@ def test_a_header_that_cannot_be_sent_is_refused_before_a_library_shows_it(value
         "ftp://alice:s3cret-pw@jobmon",
         "http://alice:s3cret-pw@[::zz]",
         "http://alice:s3cret-pw@[::1]\\",
-        "http://alice:s3cret-pw@[1:2]",
         "http://jobmon/?x",
         "http://jobmon/#",
     ],
