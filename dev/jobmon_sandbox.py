@@ -330,7 +330,7 @@ class JobmonSandbox:
     ) -> SandboxWorkflow:
         """Make a workflow whose run has a status, without executing anything: quick.
 
-        :param run_status: L, B, R, C, D or E.
+        :param run_status: L, B, I, O, R, C, D, E or A.
         :param good_for: seconds until the run counts as lost.
         :param waits: see :meth:`make_workflow`.
         """
@@ -338,8 +338,8 @@ class JobmonSandbox:
         body = {"workflow_id": workflow.workflow_id, "user": "sandbox", "jobmon_version": "sandbox"}
         reply = self.post("/api/v2/workflow_run", {**body, "next_report_increment": good_for})
         run: int = reply["workflow_run_id"]
-        path = {"L": "", "B": "B", "C": "BC", "R": "BIOR", "D": "BIORD", "E": "BIORE", "A": "A"}[run_status]
-        for status in path:
+        paths = ("", "A", "B", "BC", "BI", "BIO", "BIOR", "BIORD", "BIORE")
+        for status in next(path for path in paths if ("L" + path)[-1] == run_status):
             self.put(f"/api/v2/workflow_run/{run}/update_status", {"status": status})
         if run_status in "DE":
             tasks_end = {"D": "D", "E": "F"}[run_status]

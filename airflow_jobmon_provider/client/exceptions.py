@@ -39,6 +39,13 @@ class RecordNotFound(InvalidRequest):
     """
 
 
+class TransitionRefused(InvalidRequest):
+    """What was asked would move something to a status that nothing leads to from the one it has.
+
+    3.4.8 says so with a 500 that names ``InvalidStateTransition``.
+    """
+
+
 class RouteNotSupported(InvalidRequest):
     """The server's version of Jobmon does not have the route, so what was asked cannot be done there."""
 

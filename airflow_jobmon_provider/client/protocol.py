@@ -31,6 +31,7 @@ from airflow_jobmon_provider.client.exceptions import (
     RouteNotSupported,
     ServerFailure,
     ServerUnreachable,
+    TransitionRefused,
     UnreadableReply,
     WorkflowBusy,
     WorkflowNotFound,
@@ -65,6 +66,7 @@ class Call(Generic[T]):
     :param message: JSON body (post, put) or query parameters (get).
     :param read: turns the decoded JSON reply into typed data; raises a ``JobmonError`` if it says no.
     :param not_found: what it means that the server has no such record.
+    :param refused: what it means that the server cannot get there from the status that is.
     :param unsupported: what a server without the route cannot do; None: every server has it.
     :param idempotent: whether sending it twice is the same as sending it once.
     :param frequent: whether thousands of it are sent, so that a transport may prepare it and send it in a
@@ -76,6 +78,7 @@ class Call(Generic[T]):
     message: Mapping[str, Any]
     read: Callable[[Any], T]
     not_found: JobmonError | None = None
+    refused: JobmonError | None = None
     unsupported: str | None = None
     idempotent: bool = True
     frequent: bool = False
@@ -98,6 +101,8 @@ class Call(Generic[T]):
         """
         if isinstance(error, RecordNotFound) and self.not_found is not None:
             return type(self.not_found)(f"{self.not_found} at {server}")
+        if isinstance(error, TransitionRefused) and self.refused is not None:
+            return type(self.refused)(f"{self.refused} at {server}")
         if self.unsupported is not None and isinstance(error, InvalidRequest) and error.status_code == 404:
             return RouteNotSupported(
                 f"this Jobmon server ({server}) cannot {self.unsupported}; needs a newer one"
@@ -279,8 +284,20 @@ def create_workflow_run(workflow_id: int, user: str, next_report_increment: floa
         "jobmon_version": CLIENT_VERSION,
         "next_report_increment": next_report_increment,
     }
-    no_workflow = _no_workflow(workflow_id)
-    return Call("post", "/workflow_run", message, read, not_found=no_workflow, idempotent=False)
+    return Call(
+        "post",
+        "/workflow_run",
+        message,
+        read,
+        not_found=_no_workflow(workflow_id),
+        # Such a run does not count as alive for is_resumable, and is not reaped.
+        refused=WorkflowBusy(
+            f"workflow {workflow_id} has a run that an executor has taken and not begun (INSTANTIATED or"
+            " LAUNCHED); wait for its end, or, if that executor is dead, have the run's status set to E,"
+            " which Jobmon's reaper does not do. So it stands"
+        ),
+        idempotent=False,
+    )
 
 
 def log_heartbeat(workflow_run_id: int, status: RunStatus, next_report_increment: float) -> Call[RunStatus]:
@@ -538,6 +555,7 @@ def decipher(verb: str, url: str, response: Response, secrets: Secrets = NO_SECR
     :param secrets: what was sent and must not be shown, should the reply repeat it.
     :raises NotAuthorized: 401, 403.
     :raises RecordNotFound: no such workflow or run, in either server version's words.
+    :raises TransitionRefused: nothing leads there from the status that is.
     :raises InvalidRequest: another 4xx, or a redirect.
     :raises ServerFailure: 5xx, 423, 429.
     :raises UnreadableReply: the body is too long or no JSON, or packed in a way that nobody asked for.
@@ -558,8 +576,9 @@ def decipher(verb: str, url: str, response: Response, secrets: Secrets = NO_SECR
     if 300 <= code < 400:
         target = excerpt(secrets.hide(response.headers.get("location", "nowhere")))
         raise InvalidRequest(f"{asked}: {code}, moved to {target}; use that address", code)
-    if _says_not_found(code, body):
-        raise RecordNotFound(came_back, code)
+    final = _final_kind(code, body)
+    if final is not None:
+        raise final(came_back, code)
     if code >= 500 or code in (423, 429):
         # 423: the database rolled a deadlock back. 429: the request was turned away unread.
         raise ServerFailure(
@@ -595,22 +614,27 @@ def unpack(response: Response, asked: str) -> bytes:
         raise UnreadableReply(f"{asked}: a reply that says it is {packing}, and is not") from None
 
 
-def _says_not_found(code: int, body: bytes) -> bool:
-    """Whether an error says that a record is missing, and not a route or the server itself.
+def _final_kind(code: int, body: bytes) -> type[RecordNotFound | TransitionRefused] | None:
+    """Return what an error says that is final whatever its status, and neither of a route nor of the server.
 
-    3.4.8: ``{"error": {"type": "<class '…NoResultFound'>"}}`` with 500. 3.7: ``{"detail": "Workflow with ID
-    7 not found in database."}`` with 404, where a missing route is ``{"detail": "Not Found"}``.
+    3.4.8: ``{"error": {"type": "<class '…NoResultFound'>"}}`` with 500, and ``InvalidStateTransition`` so, too.
+    3.7: ``{"detail": "Workflow with ID 7 not found in database."}`` with 404, where a missing route is
+    ``{"detail": "Not Found"}``.
     """
     try:
         error = json.loads(body[:MAX_REPLY_BYTES])
     except (ValueError, RecursionError):
-        return False
+        return None
     if not isinstance(error, dict):
-        return False
+        return None
     inner = error.get("error")
     if code == 500 and isinstance(inner, dict):
-        return "NoResultFound" in _text(inner.get("type"))
-    return code == 404 and "workflow" in _text(error.get("detail")).lower()
+        kind = _text(inner.get("type"))
+        if "InvalidStateTransition" in kind:
+            return TransitionRefused
+        return RecordNotFound if "NoResultFound" in kind else None
+    missing = code == 404 and "workflow" in _text(error.get("detail")).lower()
+    return RecordNotFound if missing else None
 
 
 def _text(value: Any) -> str:
@@ -653,6 +677,8 @@ def translate(error: Exception) -> JobmonError | None:
     found = re.search(r"status code (\d{3})\b", text)
     code = int(found.group(1)) if found else None
     content = text.partition("content: ")[2]
+    if "InvalidStateTransition" in content:
+        return TransitionRefused(line, code)
     if "NoResultFound" in text or (code == 404 and re.search(r"\bworkflow\b", content, re.I)):
         return RecordNotFound(line, code)
     if name == "InvalidRequest":

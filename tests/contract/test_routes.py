@@ -13,6 +13,7 @@ import pytest
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import (
     RouteNotSupported,
+    WorkflowBusy,
     WorkflowNotFound,
     WorkflowNotResumable,
     WorkflowRunNotFound,
@@ -47,6 +48,20 @@ def test_set_resume_moves_only_a_run_that_an_executor_has(
     workflow = sandbox.make_workflow_in(status)
     ask(requester, protocol.set_resume(workflow.workflow_id, True))
     assert sandbox.run_status(workflow.workflow_run_id or 0) == after
+
+
+@pytest.mark.parametrize("status", ["I", "O"])
+def test_a_run_that_is_about_to_start_counts_as_resumable_and_refuses_another(
+    sandbox: JobmonSandbox, requester: Requester, status: str
+) -> None:
+    workflow = sandbox.make_workflow_in(status)
+    assert ask(requester, protocol.is_resumable(workflow.workflow_id)).resumable
+    with pytest.raises(WorkflowBusy, match=rf"^workflow {workflow.workflow_id} has a run that .* taken") as e:
+        ask(requester, protocol.create_workflow_run(workflow.workflow_id, "me", 60))
+    assert str(e.value).endswith(f"stands at {requester.url}")
+    assert [run for run in sandbox.runs(workflow.workflow_id) if run[1] not in "GA"] == [
+        (workflow.workflow_run_id, status)
+    ]
 
 
 def test_a_hot_resume_is_h(sandbox: JobmonSandbox, requester: Requester) -> None:
