@@ -617,7 +617,7 @@ def unpack(response: Response, asked: str) -> bytes:
 def _final_kind(code: int, body: bytes) -> type[RecordNotFound | TransitionRefused] | None:
     """Return what an error says that is final whatever its status, and neither of a route nor of the server.
 
-    3.4.8: ``{"error": {"type": "<class '…NoResultFound'>"}}`` with 500, and ``InvalidStateTransition`` so, too.
+    3.4.8: ``{"error": {"type": "<class '…NoResultFound'>"}}`` with 500; also InvalidStateTransition.
     3.7: ``{"detail": "Workflow with ID 7 not found in database."}`` with 404, where a missing route is
     ``{"detail": "Not Found"}``.
     """
