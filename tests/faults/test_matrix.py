@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Fault, Means]] = {
     ),
     "invalid packing": (
         faults.status("200 OK", b"not gzip", "Content-Encoding: gzip"),
-        Means.TRY_AGAIN,
+        Means.NOT_JOBMON,
     ),
     "garbage": (faults.replying(bytes(range(256)) * 8 + b"\r\n\r\n"), Means.TRY_AGAIN),
     "a gigabyte": (faults.endless, Means.ANY),
