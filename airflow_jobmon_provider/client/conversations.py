@@ -32,9 +32,15 @@ _SHORTEST_PAUSE = 0.001  # a rest smaller than a clock's resolution would never 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send this call once; send in what its ``read`` returns, or throw in what it raised."""
+    """Send this call once; send in what its ``read`` returns, or throw in what it raised.
+
+    :param call: the call.
+    :param timeout: seconds that it may take, with the wait for a free connection. Default: the time that the
+        transport gives every call. The transport never gives more than that.
+    """
 
     call: Call[Any]
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

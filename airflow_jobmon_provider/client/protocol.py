@@ -71,6 +71,8 @@ class Call(Generic[T]):
     :param idempotent: whether sending it twice is the same as sending it once.
     :param frequent: whether thousands of it are sent, so that a transport may prepare it and send it in a
         cheaper way. Such a call is idempotent, too.
+    :param costly: whether it costs the server time in proportion to the workflow's tasks: minutes for a
+        million (protocol page, "Size").
     """
 
     verb: Verb
@@ -82,6 +84,7 @@ class Call(Generic[T]):
     unsupported: str | None = None
     idempotent: bool = True
     frequent: bool = False
+    costly: bool = False
 
     def understand(self, reply: Any, server: str) -> T:
         """Return what ``read`` makes of the decoded JSON reply; what it raises says what was asked of whom.
