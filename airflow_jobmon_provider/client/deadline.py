@@ -1,6 +1,7 @@
-"""A time-out for a whole reply: that of requests starts anew with each byte, and a server may drip for ever.
+"""A time-out for a whole request: that of requests starts anew with each step of it and with each byte.
 
-It is kept where bytes are read from the connection, so that it holds for head and body, with and without TLS.
+For a reply it is kept where bytes are read from the connection, so that it holds for head and body, with and
+without TLS.
 """
 
 from __future__ import annotations
@@ -12,8 +13,38 @@ import time
 from typing import Any
 
 from requests.adapters import HTTPAdapter
+from urllib3 import Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+
+class Deadline(Timeout):
+    """Gives each step of a request what is left of one time for all of them.
+
+    :param seconds: from now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(total=seconds)
+        self._end = time.monotonic() + seconds
+
+    def clone(self) -> Deadline:
+        """Return this one: urllib3 takes a copy for each request, of which there is one."""
+        return self
+
+    def start_connect(self) -> float:
+        """Do nothing: the time runs already."""
+        return time.monotonic()
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds that are left, for a connection."""
+        return max(self._end - time.monotonic(), 0.001)  # 0: a socket would not wait at all
+
+    @property
+    def read_timeout(self) -> float:
+        """Seconds that are left, for the reply."""
+        return self.connect_timeout
 
 
 class Reading(io.RawIOBase):

@@ -179,14 +179,16 @@ class PlainConnections:
         head = f"POST {target} HTTP/1.1\r\n{self._lines}Content-Length: {len(body)}\r\n\r\n"
         return Prepared(head.encode("ascii") + body)
 
-    async def exchange(self, request: Prepared) -> Response | None:
+    async def exchange(self, request: Prepared, deadline: float | None = None) -> Response | None:
         """Send a request and return its reply, or None: send it again over aiohttp.
 
-        :raises asyncio.TimeoutError: no reply within the settings' time-out.
+        :param deadline: until when, by the event loop's clock. Default: the settings' time-out from now on.
+        :raises asyncio.TimeoutError: no reply by then.
         :raises ConnectTimeout: not even a connection.
         """
-        deadline = self._loop.time() + self._timeout
-        connection = self._take() or await self._connect()
+        if deadline is None:
+            deadline = self._loop.time() + self._timeout
+        connection = self._take() or await self._connect(deadline)
         if connection is None:
             return None
         reply = connection.send(request)
@@ -208,7 +210,7 @@ class PlainConnections:
             connection.end()
         return response
 
-    async def _connect(self) -> _Connection | None:
+    async def _connect(self, deadline: float) -> _Connection | None:
         making = self._loop.create_task(
             self._loop.create_connection(
                 lambda: _Connection(self._loop), self._host, self._port, ssl=self._tls
@@ -216,7 +218,7 @@ class PlainConnections:
         )
         try:
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as the connection is made.
-            await asyncio.wait({making}, timeout=self._timeout)
+            await asyncio.wait({making}, timeout=deadline - self._loop.time())
         except BaseException:
             making.add_done_callback(_discard)
             making.cancel()

@@ -713,6 +713,13 @@ def unreachable(verb: str, url: str, reason: str, *, connected: bool) -> ServerU
     return ServerUnreachable(f"{verb.upper()} {url}: {excerpt(reason)}{hint}", processed=connected)
 
 
+def still_at_work(error: JobmonError) -> JobmonError:
+    """Return the error of a costly call; it says so where the server may not have finished what was asked."""
+    if isinstance(error, (ServerFailure, ServerUnreachable)) and error.processed:
+        error.args = (f"{error}; the server may still be at work on it, so it is not sent again",)
+    return error
+
+
 def url_of(base_url: str, route: str) -> str:
     """Return the address of a route; the route's ids are integers, and anything else in it is quoted."""
     return base_url + quote(route, safe="/")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,7 +15,7 @@ import urllib3
 
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
-from airflow_jobmon_provider.client.deadline import DeadlineAdapter
+from airflow_jobmon_provider.client.deadline import Deadline, DeadlineAdapter
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import (
@@ -21,6 +23,7 @@ from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_ATTEMPTS,
     DEFAULT_RETRIES_TIMEOUT,
     Settings,
+    time_for,
 )
 from airflow_jobmon_provider.client.text import excerpt
 
@@ -44,7 +47,7 @@ class Requester:
     :param service_url: address of the server with its route prefix, such as ``http://jobmon:8070/api/v3``.
     :param retries_timeout: seconds after which a request is not tried again; 0: never retry. Default 300.
     :param retries_attempts: how often a request is tried at most. Default 10.
-    :param request_timeout: seconds to wait for a connection, and then for the whole reply. Default 20.
+    :param request_timeout: seconds for a request, from connecting to the end of its reply. Default 20.
     :param headers: sent with every request. Default: none.
     :param verify: check the server's certificate: True (default), False, or the path of a CA bundle.
     :param client_cert: path of the certificate (PEM) that the server may ask for. Default: none.
@@ -128,7 +131,13 @@ class Requester:
         self._session.close()
 
     def send_request(
-        self, app_route: str, message: Mapping[str, Any], request_type: str, tenacious: bool = True
+        self,
+        app_route: str,
+        message: Mapping[str, Any],
+        request_type: str,
+        tenacious: bool = True,
+        *,
+        timeout: float | None = None,
     ) -> tuple[int, Any]:
         """Send one request and return HTTP status and decoded JSON, as Jobmon's requester does.
 
@@ -136,6 +145,7 @@ class Requester:
         :param message: JSON body (post, put) or query parameters (get).
         :param request_type: ``get``, ``post`` or ``put``.
         :param tenacious: retry what is worth a retry. Default True.
+        :param timeout: seconds for each try. Default: ``request_timeout``.
         :raises ServerUnreachable: no reply, also not after the retries.
         :raises ServerFailure: 5xx, 423 or 429, also after the retries.
         :raises InvalidRequest: another 4xx; ``RecordNotFound``, ``NotAuthorized`` say which.
@@ -145,11 +155,16 @@ class Requester:
         if request_type not in ("get", "post", "put"):
             raise ValueError(f"request_type must be 'get', 'post' or 'put', not {request_type!r}")
         if not tenacious:
-            return self._send_once(app_route, message, request_type)
+            return self._send_once(app_route, message, request_type, timeout)
         retrying = retries(self.retries_timeout, self.retries_attempts, protocol.is_retryable)
-        return retrying(self._send_once, app_route, message, request_type)
+        return retrying(self._send_once, app_route, message, request_type, timeout)
 
-    def _send_once(self, app_route: str, message: Mapping[str, Any], request_type: str) -> tuple[int, Any]:
+    def _send_once(
+        self, app_route: str, message: Mapping[str, Any], request_type: str, timeout: float | None
+    ) -> tuple[int, Any]:
+        limit = self.request_timeout if timeout is None else timeout
+        handled = sys.exc_info()[1]  # by whoever calls: no part of what may go wrong here
+        deadline: Any = Deadline(limit)  # requests takes it; its annotations do not know
         url = protocol.url_of(self.service_url, app_route)
         params: dict[str, Any] = {"client_jobmon_version": protocol.CLIENT_VERSION}
         body = None
@@ -164,7 +179,7 @@ class Requester:
                 params=params,
                 json=body,
                 headers={**_HEADERS, **self._settings.headers},
-                timeout=self.request_timeout,
+                timeout=deadline,
                 verify=self._settings.verify,
                 allow_redirects=False,
                 stream=True,
@@ -173,12 +188,10 @@ class Requester:
         # Reading a body as it comes raises urllib3's own errors.
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             never_connected = _never_connected(error)
-            cause = _root_cause(error)
+            cause = _root_cause(error, handled)
             reason = protocol.reason_of(cause)
             if isinstance(cause, TimeoutError) or isinstance(error, requests.exceptions.Timeout):
-                reason = (
-                    f"no {'connection' if never_connected else 'reply'} within {self.request_timeout:g} s"
-                )
+                reason = f"no {'connection' if never_connected else 'reply'} within {limit:g} s"
             raise protocol.unreachable(request_type, url, reason, connected=not never_connected) from None
         return response.status_code, protocol.decipher(request_type, url, response, self._secrets)
 
@@ -211,25 +224,38 @@ def retries(timeout: float, attempts: int, worth_it: Callable[[BaseException], b
     )
 
 
-def ask(requester: Any, call: Call[T], *, tenacious: bool = True) -> T:
+def ask(requester: Any, call: Call[T], *, tenacious: bool = True, timeout: float | None = None) -> T:
     """Send a call through any requester and return what its reply says.
 
     :param requester: this module's, Jobmon's own, or anything with the same ``send_request``.
-    :param tenacious: let the requester retry. A call that is not idempotent is never retried by it.
+    :param tenacious: let the requester retry. A call that is not idempotent is never retried by it, and a
+        costly one only where the server certainly has not begun with it. Default True.
+    :param timeout: seconds for each try, at most. Default: what this module's requester gives such a call.
+        Another requester has times of its own.
     :raises JobmonError: see :meth:`Requester.send_request` and the call.
     """
-    options = {} if tenacious and call.idempotent else {"tenacious": False}
+    options: dict[str, Any] = {}
+    if not (tenacious and call.idempotent) or call.costly:
+        options["tenacious"] = False
+    if isinstance(requester, Requester) and (call.costly or timeout is not None):
+        options["timeout"] = time_for(requester.request_timeout, costly=call.costly, at_most=timeout)
     address = getattr(requester, "url", None) or getattr(requester, "service_url", "unknown address")
     server = excerpt(address)  # Jobmon's own requester has login and password in it
     try:
-        _, reply = requester.send_request(
-            app_route=call.route, message=dict(call.message), request_type=call.verb, **options
-        )
+        send: Callable[..., Any] = requester.send_request
+        if call.costly and tenacious and isinstance(requester, Requester):
+            retrying = retries(
+                requester.retries_timeout, requester.retries_attempts, protocol.was_not_processed
+            )
+            send = functools.partial(retrying, send)
+        _, reply = send(app_route=call.route, message=dict(call.message), request_type=call.verb, **options)
     except Exception as error:
         known = protocol.translate(error)
         if known is None:
             raise
         explained = call.explain(known, server)
+        if call.costly:
+            explained = protocol.still_at_work(explained)
         if explained is error:
             raise
         raise explained from None
@@ -256,7 +282,7 @@ def converse(
             reply: Any = None
             if isinstance(step, Ask):
                 try:
-                    reply = ask(requester, step.call, tenacious=False)
+                    reply = ask(requester, step.call, tenacious=False, timeout=step.timeout)
                 except JobmonError as error:
                     step = conversation.throw(error)
                     continue
@@ -286,9 +312,13 @@ def _read(reply: requests.Response) -> bytes:
     return bytes(body)
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """Return the innermost reason: requests and urllib3 wrap ``Connection refused`` in three layers."""
-    while error.__context__ is not None:
+def _root_cause(error: BaseException, handled: BaseException | None) -> BaseException:
+    """Return the innermost reason: requests and urllib3 wrap ``Connection refused`` in three layers.
+
+    :param handled: what was being handled when the request began, to which Python links whatever is raised
+        meanwhile, and which has nothing to do with it.
+    """
+    while error.__context__ is not None and error.__context__ is not handled:
         error = error.__context__
     return error
 

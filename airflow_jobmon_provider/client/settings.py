@@ -26,6 +26,12 @@ DEFAULT_REQUEST_TIMEOUT = 20
 DEFAULT_HEARTBEAT_INTERVAL = 30
 DEFAULT_REPORT_BY_BUFFER = 3.1
 
+COSTLY_TIMEOUT = 600
+"""Seconds that a call may take at least which costs the server time in proportion to the workflow's tasks: a
+million of them take half a minute where nothing else is to be done (protocol page, "Size")."""
+
+_SHORTEST_TIMEOUT = 0.001  # 0 means "for ever" to aiohttp, and "do not wait" to a socket
+
 _HEADER_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
 _HOST_AND_PORT = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 
@@ -37,7 +43,7 @@ class Settings:
     :param service_url: address of the server with its route prefix, without credentials.
     :param retries_timeout: seconds after which a request is not tried again; 0: never.
     :param retries_attempts: how often a request is tried.
-    :param request_timeout: seconds to wait for a reply.
+    :param request_timeout: seconds for a request, from the wait for a connection to the end of its reply.
     :param headers: sent with every request, ``Authorization`` among them. Never shown.
     :param verify: check the server's certificate: True, False, or the path of a CA bundle.
     :param client_cert: path of the certificate (PEM) that the server may ask for. Default: none.
@@ -134,6 +140,17 @@ class Settings:
             )
         except ValueError as error:
             raise ConfigError(f"Jobmon's settings, section http or heartbeat: {error}") from error
+
+
+def time_for(request_timeout: float, *, costly: bool = False, at_most: float | None = None) -> float:
+    """Return how many seconds a call may take, from the wait for a connection to the end of its reply.
+
+    :param request_timeout: seconds that the settings give every call.
+    :param costly: the call costs the server O(tasks); it may take ``COSTLY_TIMEOUT`` then. Default False.
+    :param at_most: seconds that whoever asks has left. Default: no such limit.
+    """
+    own = max(request_timeout, COSTLY_TIMEOUT) if costly else request_timeout
+    return own if at_most is None else max(min(own, at_most), _SHORTEST_TIMEOUT)
 
 
 def heartbeat_defaults() -> tuple[float, float]:

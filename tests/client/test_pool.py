@@ -114,14 +114,6 @@ async def test_all_share_a_bounded_number_of_connections() -> None:
         assert server.peak <= MAX_CONNECTIONS
 
 
-async def test_who_waits_for_a_connection_is_not_timed_out() -> None:
-    async with serving(delay=0.4) as server:
-        settings = Settings(server.url, request_timeout=0.8)
-        async with AsyncRequester(settings) as requester:
-            waiting = [requester.ask(PEEK) for _ in range(4 * MAX_CONNECTIONS)]
-            assert await asyncio.gather(*waiting) == ["L"] * len(waiting)
-
-
 async def test_connections_are_used_again_and_closed_with_the_last_user() -> None:
     async with serving() as server:
         async with AsyncRequester(Settings(server.url)) as first:
