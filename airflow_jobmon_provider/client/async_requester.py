@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
+import socket
 import ssl
-import urllib.request
 from collections import deque
 from collections.abc import Hashable, Mapping
 from types import TracebackType
@@ -19,11 +20,17 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client import lookups, protocol
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
-from airflow_jobmon_provider.client.exceptions import JobmonError, ServerUnreachable
+from airflow_jobmon_provider.client.environment import Stamps, Way, way_to
+from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
+    ServerUnreachable,
+    UnreadableCertificate,
+)
 from airflow_jobmon_provider.client.plain_http import ConnectTimeout, PlainConnections, Prepared
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import Settings, time_for
@@ -41,6 +48,9 @@ _FOR_BEATS = MAX_CONNECTIONS - _FOR_OTHERS - _FOR_COSTLY  # for heartbeats, whic
 
 # An idle connection is given up before the server does that: uvicorn, under which Jobmon runs, waits 5 s.
 _KEEP_ALIVE = 4.0
+
+# Seconds after which the CA bundle and the client certificate are looked at again, should they be renewed.
+_LOOK_AT_FILES_EVERY = 30.0
 
 # Seconds. Pauses of half a second or more end on a common tick, so that the heartbeats of many triggers go
 # out together: waking up, here and at the server, costs more than sending one.
@@ -116,93 +126,167 @@ def _expire(turn: asyncio.Future[None]) -> None:
         turn.set_exception(_NoPlace())
 
 
-class _Pool:
-    """The connections to one server from one event loop, shared by all who talk to it in the same way.
+class _Resolver(AbstractResolver):
+    """Looks hosts up for aiohttp as for the connections of our own."""
 
-    :ivar beats, costly, others: places for requests. aiohttp queues, too, but lets nothing go first.
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        targets = map(lookups.target_of, await lookups.of_running_loop().find(host, port))
+        return [
+            ResolveResult(
+                hostname=host,
+                host=target.host,
+                port=target.port,
+                family=target.family,
+                proto=target.protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for target in targets
+            if family in (socket.AF_UNSPEC, target.family)
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Connections:
+    """The connections to one server from one event loop that have read the same certificates.
+
+    :param settings: address, headers and time-outs.
+    :param way: how the server is reached.
+    :param tls: how its certificate is checked; None for http.
+    :ivar users: requests that are under way.
+    :ivar retired: others have taken their place; the last user closes them.
+    :ivar session: for most of them.
+    :ivar single: for requests that must not be sent twice: each has a connection of its own, which is fresh.
     :ivar plain: for heartbeats; None: a proxy or an unusual header takes aiohttp for them, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings, way: Way, tls: ssl.SSLContext | None) -> None:
+        headers = {**_HEADERS, **settings.headers}
+        self.users = 0
+        self.session = _new_session(headers, tls)
+        self.single = _new_session(headers, tls, keep_alive=False)
+        self.plain: PlainConnections | None = None
+        if way.proxy is None:
+            with contextlib.suppress(ValueError):
+                self.plain = PlainConnections(settings, headers, tls, keep_alive=_KEEP_ALIVE)
+        self.retired = False
+
+    async def retire(self) -> None:
+        """Close them as soon as nobody uses them."""
+        self.retired = True
+        if not self.users:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close them."""
+        if self.plain is not None:
+            self.plain.close()
+        await self.session.close()
+        await self.single.close()
+
+
+class _Pool:
+    """What all share who talk to one server from one event loop in the same way.
+
+    :param settings: how to talk to it.
+    :param way: how it is reached.
+    :ivar beats, costly, others: places for requests. aiohttp queues, too, but lets nothing go first.
+    """
+
+    def __init__(self, settings: Settings, way: Way) -> None:
         self.users = 0
         self.loop = asyncio.get_running_loop()
         self.beats, self.costly, self.others = (
             _Lane(places) for places in (_FOR_BEATS, _FOR_COSTLY, _FOR_OTHERS)
         )
-        self.plain: PlainConnections | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._single: aiohttp.ClientSession | None = None
-        self._opening = asyncio.Lock()
+        self._settings = settings
+        self._way = way
+        self._connections: _Connections | None = None
+        self._stamps: Stamps | None = None
+        self._next_look = math.inf
+        self._looking: asyncio.Task[None] | None = None
 
     @property
-    def session(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "not opened"
-        return self._session
+    def connections(self) -> _Connections:
+        """Those of now. They change when a certificate is renewed."""
+        assert self._connections is not None, "not opened"
+        if self.loop.time() >= self._next_look:
+            self._look()
+        return self._connections
 
-    @property
-    def single(self) -> aiohttp.ClientSession:
-        """For requests that must not be sent twice: each has a connection of its own, which is fresh."""
-        assert self._single is not None, "not opened"
-        return self._single
+    async def read_files(self) -> None:
+        """Read the CA bundle and the client certificate, at first, and if they have been renewed.
 
-    async def open(self, settings: Settings) -> None:
-        """Make the session, unless somebody has done so already.
-
-        :raises OSError: the CA bundle cannot be read.
+        :raises UnreadableCertificate: one of them cannot be read, at first.
         """
-        async with self._opening:
-            if self._session is None:
-                tls = await _tls(settings)
-                headers = {**_HEADERS, **settings.headers}
-                self._session = _new_session(settings, headers, tls)
-                self._single = _new_session(settings, headers, tls, keep_alive=False)
-                if not self._session.trust_env:
-                    with contextlib.suppress(ValueError):
-                        self.plain = PlainConnections(settings, headers, tls, keep_alive=_KEEP_ALIVE)
+        if self._connections is None or self._way.files:
+            # Shielded: who gives up does not end the reading of the others.
+            await asyncio.shield(self._look())
+
+    def _look(self) -> asyncio.Task[None]:
+        """Look for renewed files; one look at a time."""
+        if self._looking is None or self._looking.done():
+            if self._way.files:
+                self._next_look = self.loop.time() + _LOOK_AT_FILES_EVERY
+            self._looking = self.loop.create_task(self._read())
+            self._looking.add_done_callback(_retrieve)
+        return self._looking
+
+    async def _read(self) -> None:
+        tls, stamps = None, self._stamps
+        if self._way.tls:
+            # Reading files takes milliseconds that an event loop does not have to give.
+            try:
+                tls, stamps = await asyncio.to_thread(self._read_from_disk)
+            except UnreadableCertificate as error:
+                if self._connections is None:
+                    raise
+                logger.warning("%s; going on with what was read before", error)
+                return
+            if self._connections is not None and tls is None:
+                return
+        before, self._connections = self._connections, _Connections(self._settings, self._way, tls)
+        self._stamps = stamps
+        if before is not None:
+            await before.retire()
+
+    def _read_from_disk(self) -> tuple[ssl.SSLContext | None, Stamps]:
+        """Return how certificates are checked now, None if as before, and the stamps of what was read."""
+        stamps = self._way.stamps()
+        return (None if stamps == self._stamps else self._way.make_context()), stamps
 
     async def close(self) -> None:
-        if self.plain is not None:
-            self.plain.close()
-        for session in (self._session, self._single):
-            if session is not None:
-                await session.close()
+        """Close it. Nobody may be using it."""
+        if self._looking is not None and not self._looking.done():
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        if self._connections is not None:
+            await self._connections.close()
+
+
+def _retrieve(looking: asyncio.Task[None]) -> None:
+    """Take note of a failure, so that asyncio does not complain where nobody waits for it."""
+    if not looking.cancelled():
+        looking.exception()
 
 
 _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Pool]] = WeakKeyDictionary()
 
 
-async def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """Return how to check the server's certificate; None for http."""
-    if urlsplit(settings.service_url).scheme != "https":
-        return None
-
-    def make() -> ssl.SSLContext:
-        context = ssl.create_default_context(
-            cafile=settings.verify if isinstance(settings.verify, str) else None
-        )
-        context.set_alpn_protocols(["http/1.1"])
-        if not settings.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if settings.client_cert:
-            context.load_cert_chain(settings.client_cert, settings.client_key)
-        return context
-
-    # Reading certificates from disk takes milliseconds that an event loop does not have to give.
-    return await asyncio.to_thread(make)
-
-
 def _new_session(
-    settings: Settings, headers: Mapping[str, str], tls: ssl.SSLContext | None, *, keep_alive: bool = True
+    headers: Mapping[str, str], tls: ssl.SSLContext | None, *, keep_alive: bool = True
 ) -> aiohttp.ClientSession:
     kept: dict[str, Any] = {"keepalive_timeout": _KEEP_ALIVE} if keep_alive else {"force_close": True}
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=tls or True, limit=MAX_CONNECTIONS, **kept),
+        connector=aiohttp.TCPConnector(
+            ssl=tls or True, limit=MAX_CONNECTIONS, resolver=_Resolver(), use_dns_cache=False, **kept
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,  # the protocol unpacks, within limits
         headers=headers,
-        # aiohttp reads the proxy variables anew for every request: only where there are some.
-        trust_env=bool(urllib.request.getproxies_environment()),
     )
     if not keep_alive:
         session._retry_connection = False  # aiohttp would send a GET again whose connection broke
@@ -226,17 +310,18 @@ class AsyncRequester:
     connections, with at most ``MAX_CONNECTIONS`` requests at a time. It is closed with its last user.
 
     :param settings: address, credentials and time-outs. Retries are the caller's.
+    :raises ConfigError: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._timeout = settings.request_timeout
         self._secrets = settings.secrets
+        self._way = way_to(settings)
         self._pool: _Pool | None = None
         self._prepared: _Request | None = None
         headers = tuple(sorted(settings.headers.items()))
-        client = (settings.client_cert, settings.client_key)
-        self._key = (settings.service_url, settings.verify, client, settings.request_timeout, headers)
+        self._key = (settings.service_url, self._way, settings.request_timeout, headers)
 
     @property
     def url(self) -> str:
@@ -246,13 +331,15 @@ class AsyncRequester:
     async def __aenter__(self) -> AsyncRequester:
         """Join the pool of the running event loop.
 
-        :raises OSError: the CA bundle cannot be read.
+        :raises UnreadableCertificate: the CA bundle or the client certificate cannot be read.
         """
         pools = _pools.setdefault(asyncio.get_running_loop(), {})
-        pool = pools.setdefault(self._key, _Pool())
+        pool = pools.get(self._key)
+        if pool is None:
+            pool = pools[self._key] = _Pool(self.settings, self._way)
         pool.users += 1
         try:
-            await pool.open(self.settings)
+            await pool.read_files()
         except BaseException:
             await self._leave()
             raise
@@ -314,14 +401,9 @@ class AsyncRequester:
             finally:
                 lane.leave()
         except asyncio.TimeoutError as error:
-            raise _too_late(request, error, limit, lane) from None
+            raise self._too_late(request, error, limit, lane) from None
         except (aiohttp.ClientError, OSError) as error:
-            never_connected = isinstance(error, aiohttp.ClientConnectorError)
-            cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-            reason = protocol.reason_of(cause)
-            raise protocol.unreachable(
-                call.verb, request.url, reason, connected=not never_connected
-            ) from None
+            raise self._not_answered(request, error) from None
         return protocol.decipher(call.verb, request.url, response, self._secrets)
 
     def _prepare(self, call: Call[Any], pool: _Pool) -> _Request:
@@ -333,35 +415,88 @@ class AsyncRequester:
             return _Request(call, url, body, None)
         # A heartbeat is the same call again and again.
         target = f"{urlsplit(url).path}?{_VERSION}"
-        plain = None if pool.plain is None else pool.plain.request(target, body)
+        connections = pool.connections
+        plain = None if connections.plain is None else connections.plain.request(target, body)
         self._prepared = _Request(call, url, body, plain)
         return self._prepared
 
     async def _exchange(self, request: _Request, pool: _Pool, deadline: float) -> Response:
-        if request.plain is not None and pool.plain is not None and not pool.plain.resting:
-            response = await pool.plain.exchange(request.plain, deadline)
-            if response is not None:
-                return response
+        connections = pool.connections
         try:
-            return await self._request(request, pool, deadline)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            # Perhaps a connection that the server closed while it was idle, which nobody could know.
-            once = request.call.costly or not request.call.idempotent
-            if once or isinstance(error, aiohttp.ClientConnectorError):
+            return await self._use(connections, request, deadline)
+        except (aiohttp.ClientError, OSError) as error:
+            # Perhaps a certificate of before its renewal, which the next look at the files would find.
+            if not isinstance(_cause_of(error), ssl.SSLError) or not _may_be_sent_again(request, error):
                 raise
-            return await self._request(request, pool, deadline)
+            await pool.read_files()
+            if pool.connections is connections:
+                raise
+            return await self._use(pool.connections, request, deadline)
 
-    async def _request(self, request: _Request, pool: _Pool, deadline: float) -> Response:
+    async def _use(self, connections: _Connections, request: _Request, deadline: float) -> Response:
+        connections.users += 1
+        try:
+            plain = connections.plain
+            if request.plain is not None and plain is not None and not plain.resting:
+                response = await plain.exchange(request.plain, deadline)
+                if response is not None:
+                    return response
+            try:
+                return await self._request(connections, request, deadline)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                # Perhaps a connection that the server closed while it was idle, which nobody could know.
+                if isinstance(error, aiohttp.ClientConnectorError) or not _may_be_sent_again(request, error):
+                    raise
+                return await self._request(connections, request, deadline)
+        finally:
+            connections.users -= 1
+            if connections.retired and not connections.users:
+                await connections.close()
+
+    async def _request(self, connections: _Connections, request: _Request, deadline: float) -> Response:
         verb, url, body = request.call.verb, request.url, request.body
         if body is None:
             query = {"client_jobmon_version": protocol.CLIENT_VERSION, **request.call.message}
             target = URL(url).with_query(query)
         else:
             target = URL(f"{url}?{_VERSION}", encoded=True)
-        session = pool.single if request.call.costly else pool.session
-        rest = aiohttp.ClientTimeout(total=max(deadline - pool.loop.time(), 0.001))  # 0: for ever
-        async with session.request(verb, target, data=body, allow_redirects=False, timeout=rest) as reply:
+        loop = asyncio.get_running_loop()
+        session = connections.single if request.call.costly else connections.session
+        rest = aiohttp.ClientTimeout(total=max(deadline - loop.time(), 0.001))  # 0: for ever
+        options: dict[str, Any] = {"data": body, "allow_redirects": False, "timeout": rest}
+        if self._way.proxy is not None:
+            options.update(proxy=self._way.proxy.address, proxy_headers=self._way.proxy.headers)
+        async with session.request(verb, target, **options) as reply:
             return Response(reply.status, reply.headers, await _read(reply))
+
+    def _not_answered(self, request: _Request, error: Exception) -> JobmonError:
+        """Return what it means that a request came to nothing, other than by a time-out."""
+        verb, url, proxy = request.call.verb, request.url, self._proxy
+        connected = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError))
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            reason = f"the proxy refused: {error.status} {error.message}"
+            return protocol.unreachable(verb, url, reason, connected=connected, proxy=proxy)
+        return protocol.not_answered(verb, url, _cause_of(error), connected=connected, proxy=proxy)
+
+    def _too_late(
+        self, request: _Request, error: asyncio.TimeoutError, limit: float, lane: _Lane
+    ) -> ServerUnreachable:
+        """Return what a time-out means.
+
+        :param limit: seconds that were given.
+        :param lane: in which the request was, or waited.
+        """
+        verb, url = request.call.verb, request.url
+        if isinstance(error, _NoPlace):
+            reason = f"{lane.places} such requests to this server took all of {limit:g} s, so it was not sent"
+            return ServerUnreachable(f"{verb.upper()} {url}: {reason}", processed=False)
+        connected = not isinstance(error, (aiohttp.ConnectionTimeoutError, ConnectTimeout))
+        reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
+        return protocol.unreachable(verb, url, reason, connected=connected, proxy=self._proxy)
+
+    @property
+    def _proxy(self) -> str | None:
+        return None if self._way.proxy is None else self._way.proxy.address
 
     async def converse(self, conversation: Conversation[T], *, log: Log = logger) -> T:
         """Carry a conversation to its end and return its result.
@@ -391,19 +526,20 @@ class AsyncRequester:
             conversation.close()
 
 
-def _too_late(request: _Request, error: asyncio.TimeoutError, limit: float, lane: _Lane) -> ServerUnreachable:
-    """Return what a time-out means.
+def _cause_of(error: BaseException) -> BaseException:
+    """Return what aiohttp's error says that went wrong, of which it may be a mere wrapping."""
+    return (
+        getattr(error, "certificate_error", None)
+        or getattr(error, "os_error", None)
+        or (error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else None)
+        or error
+    )
 
-    :param limit: seconds that were given.
-    :param lane: in which the request was, or waited.
-    """
-    verb, url = request.call.verb, request.url
-    if isinstance(error, _NoPlace):
-        reason = f"{lane.places} such requests to this server took all of {limit:g} s, so it was not sent"
-        return ServerUnreachable(f"{verb.upper()} {url}: {reason}", processed=False)
-    connected = not isinstance(error, (aiohttp.ConnectionTimeoutError, ConnectTimeout))
-    reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
-    return protocol.unreachable(verb, url, reason, connected=connected)
+
+def _may_be_sent_again(request: _Request, error: Exception) -> bool:
+    """Whether a request that failed so may be sent again at once: it changes nothing to have it twice."""
+    never_sent = isinstance(error, aiohttp.ClientConnectorError)
+    return never_sent or (request.call.idempotent and not request.call.costly)
 
 
 def to_tick(pause: float, now: float) -> float:

@@ -15,6 +15,10 @@ class ConfigError(JobmonError):
     """A setting is missing or wrong."""
 
 
+class UnreadableCertificate(ConfigError, OSError):
+    """A CA bundle or a client certificate that a setting names cannot be read."""
+
+
 class InvalidRequest(JobmonError):
     """The server refused the request (4xx). Sending it again would be refused again.
 
@@ -79,6 +83,13 @@ class ServerUnreachable(InvalidResponse):
     def __init__(self, message: str, *, processed: bool = True) -> None:
         super().__init__(message)
         self.processed = processed
+
+
+class CertificateNotTrusted(InvalidResponse):
+    """The server's certificate is not trusted: signed by nobody known, of another host, or out of date.
+
+    Final: asking again won't help, and whoever answers there may not be the server.
+    """
 
 
 class UnreadableReply(InvalidResponse):

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
+from airflow_jobmon_provider.client import lookups
 from airflow_jobmon_provider.client.protocol import Response
 from airflow_jobmon_provider.client.settings import Settings
 
@@ -161,6 +162,7 @@ class PlainConnections:
         self._timeout = settings.request_timeout
         self._keep_alive = keep_alive
         self._loop = asyncio.get_running_loop()
+        self._look_ups = lookups.of_running_loop()
         self._idle: deque[_Connection] = deque()
         self._waiting: dict[asyncio.Future[Response | None], float] = {}  # → deadline
         self._watch: asyncio.TimerHandle | None = None  # one for all: a timer each costs as much as sending
@@ -211,11 +213,7 @@ class PlainConnections:
         return response
 
     async def _connect(self, deadline: float) -> _Connection | None:
-        making = self._loop.create_task(
-            self._loop.create_connection(
-                lambda: _Connection(self._loop), self._host, self._port, ssl=self._tls
-            )
-        )
+        making = self._loop.create_task(self._make())
         try:
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as the connection is made.
             await asyncio.wait({making}, timeout=deadline - self._loop.time())
@@ -230,6 +228,23 @@ class PlainConnections:
             return making.result()[1]
         except OSError:
             return None
+
+    async def _make(self) -> tuple[asyncio.Transport, _Connection]:
+        """Connect to the first of the host's addresses that takes a connection."""
+        failure = OSError("the host has no address")
+        for info in await self._look_ups.find(self._host, self._port):
+            target = lookups.target_of(info)
+            try:
+                return await self._loop.create_connection(
+                    lambda: _Connection(self._loop),
+                    target.host,
+                    target.port,
+                    ssl=self._tls,
+                    server_hostname=self._host.rstrip(".") if self._tls else None,
+                )
+            except OSError as error:
+                failure = error
+        raise failure
 
     def _take(self) -> _Connection | None:
         """Return the idle connection that was used last, if it is likely to be open still."""

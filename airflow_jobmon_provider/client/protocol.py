@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from airflow_jobmon_provider import __version__
 from airflow_jobmon_provider.client.exceptions import (
+    CertificateNotTrusted,
     InvalidRequest,
     InvalidResponse,
     JobmonError,
@@ -688,6 +689,8 @@ def translate(error: Exception) -> JobmonError | None:
         return (NotAuthorized if code in (401, 403) else InvalidRequest)(line, code)
     if name == "InvalidResponse":
         return ServerFailure(line, processed=code not in (423, 429))
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return CertificateNotTrusted(line)
     if isinstance(error, OSError):  # requests' errors are OSErrors, as are sockets' and time-outs
         return ServerUnreachable(line)
     if isinstance(error, RuntimeError) and "retry budget" in text:
@@ -699,18 +702,56 @@ def reason_of(error: BaseException) -> str:
     """Return why there was no connection, in the same words whichever library reports it."""
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)  # asyncio has words of its own for "Connection refused"
+    if getattr(error, "reason", None) in _NO_TLS:
+        return "what answers there does not speak TLS; is it http instead of https, or another port"
     strerror = error.strerror if isinstance(error, OSError) else None
     return strerror or str(error) or type(error).__name__
 
 
-def unreachable(verb: str, url: str, reason: str, *, connected: bool) -> ServerUnreachable:
+def unreachable(
+    verb: str, url: str, reason: str, *, connected: bool, proxy: str | None = None
+) -> ServerUnreachable:
     """Return the error for a request that got no reply.
 
     :param reason: what the transport's library says.
     :param connected: whether there was a connection, so that the server may have seen the request.
+    :param proxy: address of the proxy that it went through, without credentials. Default: none.
     """
     hint = "" if connected else "; is the server up, and are host and port right?"
-    return ServerUnreachable(f"{verb.upper()} {url}: {excerpt(reason)}{hint}", processed=connected)
+    way = f" (through the environment's proxy {proxy})" if proxy else ""
+    return ServerUnreachable(f"{verb.upper()} {url}{way}: {excerpt(reason)}{hint}", processed=connected)
+
+
+def not_answered(
+    verb: str, url: str, cause: BaseException, *, connected: bool, proxy: str | None = None
+) -> CertificateNotTrusted | ServerUnreachable:
+    """Return what it means that a request came to nothing, other than by a time-out.
+
+    :param cause: the innermost error.
+    :param connected: see ``unreachable``.
+    :param proxy: see ``unreachable``.
+    """
+    code = getattr(cause, "verify_code", None)  # of ssl's SSLCertVerificationError
+    if code is None:
+        return unreachable(verb, url, reason_of(cause), connected=connected, proxy=proxy)
+    advice = _ADVICE.get(
+        code, "if it is the right server, set verify in the connection's extra to the path of its CA bundle"
+    )
+    reason = excerpt(getattr(cause, "verify_message", "")).rstrip(".")
+    return CertificateNotTrusted(f"{verb.upper()} {url}: certificate verify failed: {reason}; {advice}")
+
+
+# How OpenSSL says that the other side's first bytes are not TLS; an HTTP server's are "HTTP/1.1 400".
+_NO_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+
+# Where a CA bundle is not what is missing: OpenSSL's X509_V_ERR_… → what to do.
+_RENEW = "the server's administrator has to renew it"
+_ADVICE = {
+    9: "its time is still to come: are the clocks right?",
+    10: _RENEW,
+    62: "connect to a host that the certificate names",
+    64: "connect to a host that the certificate names",
+}
 
 
 def still_at_work(error: JobmonError) -> JobmonError:

@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import requests
@@ -16,7 +16,14 @@ import urllib3
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
 from airflow_jobmon_provider.client.deadline import Deadline, DeadlineAdapter
-from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
+from airflow_jobmon_provider.client.environment import Stamps, way_to
+from airflow_jobmon_provider.client.exceptions import (
+    CertificateNotTrusted,
+    JobmonError,
+    ServerFailure,
+    ServerUnreachable,
+    UnreadableCertificate,
+)
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_REQUEST_TIMEOUT,
@@ -106,16 +113,12 @@ class Requester:
         self.retries_timeout = settings.retries_timeout
         self.retries_attempts = settings.retries_attempts
         self.request_timeout = settings.request_timeout
+        self._way = way_to(settings)
+        self._stamps: Stamps | None = None
         self._session = requests.Session()
-        # The pool's own retries stay off: tenacity decides, by the protocol's rules.
-        adapter = DeadlineAdapter(pool_maxsize=10, max_retries=0)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
-        # A callable keeps requests from taking credentials for this host out of ~/.netrc.
-        self._session.auth = _as_it_is
-        if settings.client_cert:
-            certificate, key = settings.client_cert, settings.client_key
-            self._session.cert = (certificate, key) if key else certificate
+        self._session.trust_env = False  # what the environment says is in the way, and nothing of ~/.netrc
+        if self._way.proxy is not None:
+            self._session.proxies = dict.fromkeys(("http", "https"), self._way.proxy.address)
 
     @property
     def url(self) -> str:
@@ -168,6 +171,7 @@ class Requester:
         url = protocol.url_of(self.service_url, app_route)
         params: dict[str, Any] = {"client_jobmon_version": protocol.CLIENT_VERSION}
         body = None
+        self._read_files()
         if request_type == "get":
             params.update(message)
         else:
@@ -180,20 +184,52 @@ class Requester:
                 json=body,
                 headers={**_HEADERS, **self._settings.headers},
                 timeout=deadline,
-                verify=self._settings.verify,
+                verify=self._way.verify,
                 allow_redirects=False,
                 stream=True,
             ) as reply:
                 response = Response(reply.status_code, reply.headers, _read(reply))
         # Reading a body as it comes raises urllib3's own errors.
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            never_connected = _never_connected(error)
-            cause = _root_cause(error, handled)
-            reason = protocol.reason_of(cause)
-            if isinstance(cause, TimeoutError) or isinstance(error, requests.exceptions.Timeout):
-                reason = f"no {'connection' if never_connected else 'reply'} within {limit:g} s"
-            raise protocol.unreachable(request_type, url, reason, connected=not never_connected) from None
+            raise self._not_answered(request_type, url, list(_chain(error, handled)), limit) from None
         return response.status_code, protocol.decipher(request_type, url, response, self._secrets)
+
+    def _not_answered(
+        self, verb: str, url: str, chain: list[BaseException], limit: float
+    ) -> CertificateNotTrusted | ServerUnreachable:
+        """Return what it means that a request came to nothing.
+
+        :param chain: the error, and what it came from, the innermost at the end.
+        :param limit: seconds that the request had.
+        """
+        connected = not any(getattr(error, "never_connected", False) for error in chain)
+        proxy = None if self._way.proxy is None else self._way.proxy.address
+        if isinstance(chain[-1], TimeoutError) or isinstance(chain[0], requests.exceptions.Timeout):
+            reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
+            return protocol.unreachable(verb, url, reason, connected=connected, proxy=proxy)
+        return protocol.not_answered(verb, url, chain[-1], connected=connected, proxy=proxy)
+
+    def _read_files(self) -> None:
+        """Read the CA bundle and the client certificate, at first, and whenever they have been renewed.
+
+        :raises UnreadableCertificate: one of them cannot be read, at first.
+        """
+        stamps = self._way.stamps()
+        if stamps == self._stamps:
+            return
+        try:
+            tls = self._way.make_context() if self._way.tls else None
+        except UnreadableCertificate as error:
+            if self._stamps is None:
+                raise
+            logger.warning("%s; going on with what was read before", error)
+            return
+        headers = {} if self._way.proxy is None else self._way.proxy.headers
+        adapter = DeadlineAdapter(tls, headers)
+        self._session.close()
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+        self._stamps = stamps
 
 
 def retries(timeout: float, attempts: int, worth_it: Callable[[BaseException], bool]) -> tenacity.Retrying:
@@ -298,10 +334,6 @@ def converse(
         conversation.close()
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
 def _read(reply: requests.Response) -> bytes:
     """Read a body up to the protocol's limit; a longer one is left unread, and its connection is dropped."""
     body = bytearray()
@@ -312,18 +344,13 @@ def _read(reply: requests.Response) -> bytes:
     return bytes(body)
 
 
-def _root_cause(error: BaseException, handled: BaseException | None) -> BaseException:
-    """Return the innermost reason: requests and urllib3 wrap ``Connection refused`` in three layers.
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Give an error and what it came from: requests and urllib3 wrap ``Connection refused`` in three layers.
 
     :param handled: what was being handled when the request began, to which Python links whatever is raised
         meanwhile, and which has nothing to do with it.
     """
-    while error.__context__ is not None and error.__context__ is not handled:
-        error = error.__context__
-    return error
-
-
-def _never_connected(error: Exception) -> bool:
-    """Whether no connection was made at all, so that the server cannot have seen the request."""
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
+    inner: BaseException | None = error
+    while inner is not None and inner is not handled:
+        yield inner
+        inner = inner.__context__

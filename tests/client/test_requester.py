@@ -19,6 +19,7 @@ from airflow_jobmon_provider.client import deadline, protocol
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Ask, Note, Pause
 from airflow_jobmon_provider.client.exceptions import (
+    CertificateNotTrusted,
     ConfigError,
     InvalidRequest,
     JobmonError,
@@ -175,7 +176,7 @@ async def test_certificates_are_checked_unless_told_otherwise(
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(bundle))
     server = stub(YES, tls=tls)
-    with pytest.raises(ServerUnreachable, match="certificate verify failed") as caught:
+    with pytest.raises(CertificateNotTrusted, match="certificate verify failed") as caught:
         await send(Settings(server.url), protocol.is_resumable(7))
     assert server.url in str(caught.value)
     assert not server.requests
