@@ -31,7 +31,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     UnreadableCertificate,
 )
-from airflow_jobmon_provider.client.plain_http import ConnectTimeout, PlainConnections, Prepared
+from airflow_jobmon_provider.client.plain_http import PlainConnections, Prepared
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import Settings, time_for
 
@@ -287,10 +287,22 @@ def _new_session(
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,  # the protocol unpacks, within limits
         headers=headers,
+        trace_configs=[_tracing()],
     )
     if not keep_alive:
         session._retry_connection = False  # aiohttp would send a GET again whose connection broke
     return session
+
+
+def _tracing() -> aiohttp.TraceConfig:
+    """Return what takes note of it that a request was sent, which aiohttp's errors do not tell."""
+
+    async def take_note(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
+        context.trace_request_ctx.append(params.url)
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_headers_sent.append(take_note)
+    return tracing
 
 
 class _Request(NamedTuple):
@@ -445,7 +457,7 @@ class AsyncRequester:
                 return await self._request(connections, request, deadline)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # Perhaps a connection that the server closed while it was idle, which nobody could know.
-                if isinstance(error, aiohttp.ClientConnectorError) or not _may_be_sent_again(request, error):
+                if _never_connected(error) or not _may_be_sent_again(request, error):
                     raise
                 return await self._request(connections, request, deadline)
         finally:
@@ -466,13 +478,18 @@ class AsyncRequester:
         options: dict[str, Any] = {"data": body, "allow_redirects": False, "timeout": rest}
         if self._way.proxy is not None:
             options.update(proxy=self._way.proxy.address, proxy_headers=self._way.proxy.headers)
-        async with session.request(verb, target, **options) as reply:
-            return Response(reply.status, reply.headers, await _read(reply))
+        sent: list[URL] = []
+        try:
+            async with session.request(verb, target, trace_request_ctx=sent, **options) as reply:
+                return Response(reply.status, reply.headers, await _read(reply))
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            error.never_connected = not sent  # type: ignore[union-attr]
+            raise
 
     def _not_answered(self, request: _Request, error: Exception) -> JobmonError:
         """Return what it means that a request came to nothing, other than by a time-out."""
         verb, url, proxy = request.call.verb, request.url, self._proxy
-        connected = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError))
+        connected = not _never_connected(error)
         if isinstance(error, aiohttp.ClientHttpProxyError):
             reason = f"the proxy refused: {error.status} {error.message}"
             return protocol.unreachable(verb, url, reason, connected=connected, proxy=proxy)
@@ -490,7 +507,7 @@ class AsyncRequester:
         if isinstance(error, _NoPlace):
             reason = f"{lane.places} such requests to this server took all of {limit:g} s, so it was not sent"
             return ServerUnreachable(f"{verb.upper()} {url}: {reason}", processed=False)
-        connected = not isinstance(error, (aiohttp.ConnectionTimeoutError, ConnectTimeout))
+        connected = not _never_connected(error)
         reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
         return protocol.unreachable(verb, url, reason, connected=connected, proxy=self._proxy)
 
@@ -538,8 +555,12 @@ def _cause_of(error: BaseException) -> BaseException:
 
 def _may_be_sent_again(request: _Request, error: Exception) -> bool:
     """Whether a request that failed so may be sent again at once: it changes nothing to have it twice."""
-    never_sent = isinstance(error, aiohttp.ClientConnectorError)
-    return never_sent or (request.call.idempotent and not request.call.costly)
+    return _never_connected(error) or (request.call.idempotent and not request.call.costly)
+
+
+def _never_connected(error: BaseException) -> bool:
+    """Whether no connection was made at all, so that the server cannot have seen the request."""
+    return getattr(error, "never_connected", False)
 
 
 def to_tick(pause: float, now: float) -> float:

@@ -128,7 +128,7 @@ def _connect(infos: list[lookups.AddressInfo], end: float, options: Any) -> sock
     :param end: until when, by the monotonic clock.
     :raises OSError: none of them did; the last one's.
     """
-    failure: OSError = OSError("the host has no address")
+    failure = OSError()
     for family, kind, proto, _, address in infos:
         sock = socket.socket(family, kind, proto)
         try:

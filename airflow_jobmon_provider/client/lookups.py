@@ -120,14 +120,19 @@ def _start(host: str, port: int, answer: Callable[[list[AddressInfo] | OSError],
 
     def look_up() -> None:
         try:
-            found: list[AddressInfo] | OSError = [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found: list[AddressInfo] | OSError = [*infos] or _none("the host has no address")
         except OSError as error:
             found = error
         except UnicodeError:  # an empty label, or one that is too long
-            found = socket.gaierror(socket.EAI_NONAME, "not the name of a host")
+            found = _none("not the name of a host")
         answer(found)
 
     threading.Thread(target=look_up, name=f"look-up of {host}", daemon=True).start()
+
+
+def _none(reason: str) -> socket.gaierror:
+    return socket.gaierror(socket.EAI_NONAME, reason)
 
 
 def _result(found: list[AddressInfo] | OSError) -> list[AddressInfo]:

@@ -53,6 +53,8 @@ class Prepared(bytes):
 class ConnectTimeout(asyncio.TimeoutError):
     """No connection within the time-out."""
 
+    never_connected = True
+
 
 class _Connection(asyncio.Protocol):
     """One connection, with one request at a time."""
@@ -231,7 +233,7 @@ class PlainConnections:
 
     async def _make(self) -> tuple[asyncio.Transport, _Connection]:
         """Connect to the first of the host's addresses that takes a connection."""
-        failure = OSError("the host has no address")
+        failure = OSError()
         for info in await self._look_ups.find(self._host, self._port):
             target = lookups.target_of(info)
             try:

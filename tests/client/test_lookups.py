@@ -1,0 +1,167 @@
+"""Names of hosts: looked up once at a time, shared, and in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from airflow_jobmon_provider.client import lookups, protocol
+from airflow_jobmon_provider.client.async_requester import AsyncRequester
+from airflow_jobmon_provider.client.exceptions import ServerUnreachable
+from airflow_jobmon_provider.client.settings import Settings
+from tests.client.test_pool import serving
+from tests.client.test_time_limits import Asking, blocking, nonblocking
+from tests.stub_server import StubServer
+
+BEAT, LOOK = protocol.peek_status(5), protocol.is_resumable(7)
+HERE = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)[0]
+
+
+class NameServer:
+    """Stands in for the system's: ``*.silent`` gets no answer, ``*.none`` is none, the rest is here."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.over = threading.Event()
+        self.ports: dict[str, list[int]] = {}
+
+    def getaddrinfo(self, host: str, port: Any, *_: Any, **__: Any) -> list[Any]:
+        self.asked[host] += 1
+        if host.endswith(".silent"):
+            self.over.wait(60)
+        if host.endswith((".silent", ".none")):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(*HERE[:4], ("127.0.0.1", other)) for other in self.ports.get(host, [port])]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
+    server = NameServer()
+    monkeypatch.setattr(socket, "getaddrinfo", server.getaddrinfo)
+    yield server
+    server.over.set()
+
+
+@pytest.fixture(params=[blocking, nonblocking])
+def exchange(request: pytest.FixtureRequest) -> Asking:
+    """Ask once in a conversation, through either transport."""
+    asking: Asking = request.param
+    return asking
+
+
+async def test_names_that_get_no_answer_hold_up_no_heartbeat_to_a_healthy_server(names: NameServer) -> None:
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as threads:  # the loop's own, of which there are few on a small machine
+        loop.set_default_executor(threads)
+        async with serving() as server:
+            stuck = []
+            for host in range(5):
+                for call in (BEAT, BEAT, LOOK, LOOK):
+                    requester = AsyncRequester(Settings(f"http://h{host}.silent", request_timeout=60))
+                    stuck.append(asyncio.create_task(ask_once(requester, call)))
+            while len(names.asked) < 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            url = server.url.replace("127.0.0.1", "healthy.example")
+            started = time.monotonic()
+            for call in (BEAT, protocol.update_status(5, protocol.RunStatus.ABORTED)):
+                assert await ask_once(AsyncRequester(Settings(url, request_timeout=5)), call) == "L"
+            assert time.monotonic() - started < 5
+            assert await loop.run_in_executor(None, str, "free") == "free"
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
+    assert names.asked == {**{f"h{host}.silent": 1 for host in range(5)}, "healthy.example": 1}
+
+
+async def ask_once(requester: AsyncRequester, call: protocol.Call[Any]) -> Any:
+    async with requester:
+        return await requester.ask(call)
+
+
+async def test_many_who_ask_for_a_name_share_its_look_up_and_its_failure(names: NameServer) -> None:
+    requesters = [AsyncRequester(Settings("http://jobmon.none")) for _ in range(30)]
+    for _ in range(3):
+        asked = await asyncio.gather(*(ask_once(r, BEAT) for r in requesters), return_exceptions=True)
+        assert {type(error) for error in asked} == {ServerUnreachable}
+        assert "Name or service not known; is the server up" in str(asked[0])
+    assert names.asked == {"jobmon.none": 1}
+
+
+async def test_what_was_found_is_asked_for_again_after_a_moment(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ups = lookups.of_running_loop()
+    for _ in range(2):
+        await look_ups.find("jobmon.example", 80)
+    assert names.asked["jobmon.example"] == 1
+    monkeypatch.setattr(lookups, "_KEPT", 0.0)
+    monkeypatch.setattr(lookups, "_KEPT_FAILURE", 0.0)
+    for host in ("other.example", "jobmon.none"):
+        for _ in range(2):
+            await asyncio.gather(look_ups.find(host, 80), return_exceptions=True)
+        assert names.asked[host] == 2
+
+
+async def test_a_name_that_gets_no_answer_takes_no_longer_than_the_call_may(
+    names: NameServer, exchange: Asking
+) -> None:
+    for call in (BEAT, LOOK):
+        started = time.monotonic()
+        with pytest.raises(ServerUnreachable, match=r"no connection within 0\.3 s") as caught:
+            await exchange(Settings("http://jobmon.silent"), call, 0.3)
+        assert time.monotonic() - started < 10
+        assert not caught.value.processed
+
+
+@pytest.mark.parametrize("call", [BEAT, LOOK], ids=["beat", "look"])
+async def test_of_several_addresses_the_first_that_answers_is_taken(
+    stub: Callable[..., StubServer], names: NameServer, exchange: Asking, call: protocol.Call[Any]
+) -> None:
+    server = stub({"status": "L", "workflow_is_resumable": True})
+    names.ports["many.example"] = [9, int(server.url.rpartition(":")[2])]
+    await exchange(Settings("http://many.example"), call)
+    names.ports["dead.example"] = [9, 9]
+    with pytest.raises(ServerUnreachable, match="Connection refused; is the server up") as caught:
+        await exchange(Settings("http://dead.example"), call)
+    assert not caught.value.processed
+    names.ports["empty.example"] = []
+    with pytest.raises(ServerUnreachable):
+        await exchange(Settings("http://empty.example"), call)
+
+
+async def test_what_cannot_be_a_name_is_an_error_like_others(exchange: Asking) -> None:
+    for call in (BEAT, LOOK):
+        with pytest.raises(ServerUnreachable):
+            await exchange(Settings("http://a..example"), call)
+
+
+async def test_addresses_are_not_looked_up(exchange: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookups, "_start", None)
+    for host in ("127.0.0.1", "[::1]"):
+        with pytest.raises(ServerUnreachable):
+            await exchange(Settings(f"http://{host}:9"), BEAT)
+        with pytest.raises(ServerUnreachable):
+            await exchange(Settings(f"http://{host}:9"), LOOK)
+
+
+def test_an_event_loop_may_end_before_a_look_up(names: NameServer) -> None:
+    with pytest.raises(ServerUnreachable):
+        asyncio.run(nonblocking(Settings("http://jobmon.silent"), BEAT, 0.1))
+    names.over.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("look-up of"):
+            thread.join(5)  # what it raised would fail the test
+
+
+def test_an_address_of_a_link_keeps_its_scope() -> None:
+    local = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 80, 0, 3))
+    assert lookups.target_of(local).host == "fe80::1%3"
+    assert lookups.target_of((socket.AF_INET6, 1, 6, "", ("::1", 80, 0, 0))).host == "::1"
