@@ -437,8 +437,9 @@ class AsyncRequester:
         try:
             return await self._use(connections, request, deadline)
         except (aiohttp.ClientError, OSError) as error:
-            # Perhaps a certificate of before its renewal, which the next look at the files would find.
-            if not isinstance(_cause_of(error), ssl.SSLError) or not _may_be_sent_again(request, error):
+            # Perhaps because of a file that has been renewed, as the next look at it would show. A server
+            # that does not take a client certificate may just close the connection.
+            if not self._way.files or not _may_be_sent_again(request, error):
                 raise
             await pool.read_files()
             if pool.connections is connections:
@@ -477,7 +478,9 @@ class AsyncRequester:
         rest = aiohttp.ClientTimeout(total=max(deadline - loop.time(), 0.001))  # 0: for ever
         options: dict[str, Any] = {"data": body, "allow_redirects": False, "timeout": rest}
         if self._way.proxy is not None:
-            options.update(proxy=self._way.proxy.address, proxy_headers=self._way.proxy.headers)
+            # aiohttp gives a proxy its headers only where it asks for a tunnel.
+            kind = "proxy_headers" if self._way.tls else "headers"
+            options.update({"proxy": self._way.proxy.address, kind: self._way.proxy.headers})
         sent: list[URL] = []
         try:
             async with session.request(verb, target, trace_request_ctx=sent, **options) as reply:
@@ -545,12 +548,7 @@ class AsyncRequester:
 
 def _cause_of(error: BaseException) -> BaseException:
     """Return what aiohttp's error says that went wrong, of which it may be a mere wrapping."""
-    return (
-        getattr(error, "certificate_error", None)
-        or getattr(error, "os_error", None)
-        or (error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else None)
-        or error
-    )
+    return getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
 
 
 def _may_be_sent_again(request: _Request, error: Exception) -> bool:
