@@ -16,6 +16,7 @@ PARTS = {
     "heartbeat": fleet.heartbeat,
     "fleet": fleet.fleet,
     "burst": fleet.burst,
+    "behind_counts": fleet.behind_counts,
     "wait": real.wait,
     "detection": simulated.detection,
     "completion": simulated.completion,

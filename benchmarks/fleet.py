@@ -62,6 +62,18 @@ def fleet(figures: Figures, *, quick: bool) -> None:
     figures.add("fleet_connections", seen["most_connections"], "connections", at_most=100 + CONTROL)
 
 
+def behind_counts(figures: Figures, *, quick: bool) -> None:
+    """Heartbeats to a server that 500 triggers have asked for counts of tasks, none of which it answers."""
+    beats = 20 if quick else 200
+    with running() as server:
+        server.order(hangs="workflow_status_viz")
+        run = run_in_a_fresh_process("beats_behind_counts", server.url, counts=500, beats=beats)
+        hanging = server.order()["in_flight"]
+    if run["ended"] or hanging < 1:
+        raise RuntimeError(f"{hanging} counts hung, and {run['ended']:.0f} ended")
+    figures.add("beat_behind_counts_ms", run["wait_max_ms"], "ms", at_most=100)
+
+
 CONTROL = 1  # the benchmark's own connection, over which it asks
 
 

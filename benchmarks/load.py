@@ -225,6 +225,40 @@ async def triggers(
     return measured
 
 
+async def beats_behind_counts(url: str, counts: float, beats: float) -> dict[str, float]:
+    """Ask for many counts of tasks at once, which hang, and time heartbeats that are sent meanwhile.
+
+    Each waits at most as long as its reply takes.
+    """
+    from airflow_jobmon_provider.client import protocol
+    from airflow_jobmon_provider.client.async_requester import AsyncRequester
+    from airflow_jobmon_provider.client.settings import Settings
+    from airflow_jobmon_provider.client.statuses import RunStatus
+
+    settings = Settings(f"{url}/api/v3")
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def requester() -> AsyncRequester:
+            return await stack.enter_async_context(AsyncRequester(settings))
+
+        counting = [
+            asyncio.create_task((await requester()).ask(protocol.task_counts(workflow + 1)))
+            for workflow in range(int(counts))
+        ]
+        await asyncio.sleep(1)
+        waits = []
+        for run in range(int(beats)):
+            beating = await requester()
+            before = time.perf_counter()
+            await beating.ask(protocol.log_heartbeat(run + 1, RunStatus.LINKING, 93.0))
+            waits.append(time.perf_counter() - before)
+        ended = sum(task.done() for task in counting)
+        for task in counting:
+            task.cancel()
+        await asyncio.gather(*counting, return_exceptions=True)
+    return {"wait_max_ms": 1000 * max(waits), "ended": ended}
+
+
 def resident_kib() -> float:
     """Memory of this process that is resident."""
     with open("/proc/self/statm") as statm:
@@ -240,6 +274,8 @@ async def main(kind: str, url: str, options: dict[str, float]) -> dict[str, floa
     """Run one client."""
     if kind == "triggers":
         return await triggers(url, **options)
+    if kind == "beats_behind_counts":
+        return await beats_behind_counts(url, **options)
     import airflow.triggers.base  # noqa: F401  # peers, too, live in a triggerer, whose heap is large
 
     return {"beats_per_cpu_second": await PEERS[kind](url, Pace(**options))}

@@ -28,10 +28,12 @@ class Seen:
     """What the server has seen since the last reset.
 
     :param delay: seconds before each reply.
+    :ivar hangs: what is asked for at this path gets no reply; "": nothing hangs.
     """
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
+        self.hangs = ""
         self.status = "L"
         self.requests = 0
         self.in_flight = self.most_in_flight = 0
@@ -55,6 +57,7 @@ class Seen:
     def report(self) -> dict[str, Any]:
         return {
             "requests": self.requests,
+            "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
             "most_connections": self.most_connections,
             "runs": len(self.first),
@@ -97,6 +100,8 @@ class Stub(asyncio.Protocol):
             seen.beat(path)
             seen.in_flight += 1
             seen.most_in_flight = max(seen.most_in_flight, seen.in_flight)
+            if seen.hangs and seen.hangs.encode() in path:
+                continue
             if seen.delay:
                 asyncio.get_running_loop().call_later(seen.delay, self.answer)
             else:
@@ -120,6 +125,7 @@ def control(order: dict[str, Any]) -> bytes:
         seen = Seen(order["reset"])
         seen.connections = seen.most_connections = connections
     seen.status = order.get("status", seen.status)
+    seen.hangs = order.get("hangs", seen.hangs)
     return json.dumps(seen.report()).encode()
 
 
@@ -136,7 +142,7 @@ class Server:
         self.url = url
 
     def order(self, **order: Any) -> dict[str, Any]:
-        """Give an order (``reset=delay``, ``status=code``), and return what has been seen before it."""
+        """Give an order (``reset=delay``, ``status=code``, ``hangs=path``), and return what has been seen."""
         request = urllib.request.Request(f"{self.url}/control", json.dumps(order).encode(), method="POST")
         with _NO_PROXY.open(request, timeout=60) as reply:
             report: dict[str, Any] = json.loads(reply.read())
