@@ -279,9 +279,10 @@ async def test_a_place_that_comes_with_the_end_of_the_time_is_no_error() -> None
     lane = async_requester._Lane(1)
     lane.enter()
     loop = asyncio.get_running_loop()
-    waiting = asyncio.create_task(lane.wait(loop.time() + 0.02))
+    deadline = loop.time() + 0.02
+    waiting = asyncio.create_task(lane.wait(deadline))
     await asyncio.sleep(0)
+    loop.call_at(deadline - 0.001, lane.leave)
     time.sleep(0.03)  # noqa: ASYNC251  # the loop finds both at once
-    lane.leave()
     await waiting
     assert lane.full
