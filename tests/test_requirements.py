@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 
-from tests.test_package import PROJECT
-
+PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "airflow_jobmon_provider"
 
 # What common-compat 1.12, the oldest that is asked for, has of that which is used, beside Airflow 2.11.

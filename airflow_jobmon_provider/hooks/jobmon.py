@@ -106,8 +106,11 @@ class _Readings:
         return task.result()
 
     def _counts(self, task: asyncio.Task[JobmonServer], asked: float, max_age: float) -> bool:
-        good = not task.done() or not (task.cancelled() or task.exception() or task.result().stands_in)
-        return self._started >= asked - (max_age if good else 0.0)
+        if not task.done():
+            max_age = min(max_age, _READING_TIMEOUT)
+        elif task.cancelled() or task.exception() or task.result().stands_in:
+            max_age = 0.0
+        return self._started >= asked - max_age
 
 
 _readings: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Readings]] = WeakKeyDictionary()
