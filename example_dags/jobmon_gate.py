@@ -7,8 +7,7 @@ is left in peace, and waited for in the triggerer for up to a day.
 from __future__ import annotations
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, Param
-from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.common.compat.sdk import DAG, Param, task
 
 from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor
 
@@ -27,10 +26,9 @@ with DAG(
         timeout=24 * 60 * 60,
         deferrable=True,
     )
-    archive = BashOperator(
-        task_id="archive",
-        bash_command='echo "Workflow $WORKFLOW_ID is at rest; archive its logs here."',
-        env={"WORKFLOW_ID": "{{ params.workflow_id }}"},
-        append_env=True,
-    )
-    gate >> archive
+
+    @task.bash(env={"WORKFLOW_ID": "{{ params.workflow_id }}"}, append_env=True)
+    def archive() -> str:
+        return 'echo "Workflow $WORKFLOW_ID is at rest; archive its logs here."'
+
+    gate >> archive()

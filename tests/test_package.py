@@ -115,12 +115,6 @@ def test_the_readmes_connection_table_is_complete() -> None:
     assert [name for name in CONNECTION_FIELDS if f"`{name}`" not in readme] == []
 
 
-def test_airflow_brings_the_yaml_reader() -> None:
-    """The reason why PyYAML is not among the dependencies."""
-    needed = importlib.metadata.requires("apache-airflow-core") or []
-    assert any(requirement.lower().startswith("pyyaml") for requirement in needed)
-
-
 def test_triggers_are_made_by_airflow_from_their_class_path() -> None:
     for name in ("WorkflowResumableTrigger", "WorkflowRunHeartbeatTrigger"):
         module = importlib.import_module("airflow_jobmon_provider.triggers.jobmon")

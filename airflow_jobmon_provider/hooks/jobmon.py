@@ -13,14 +13,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError
+from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError, ServerFailure
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_REQUEST_TIMEOUT,
     DEFAULT_RETRIES_ATTEMPTS,
@@ -49,9 +50,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _READ_AGAIN_AFTER = 30.0  # seconds
-_readings: WeakKeyDictionary[
-    asyncio.AbstractEventLoop, dict[str, tuple[float, asyncio.Task[JobmonServer]]]
-] = WeakKeyDictionary()
+_READING_TIMEOUT = 60.0  # seconds; Airflow's own client gives its API that long for a few tries
+_LOOK_TIMEOUT = 5.0  # seconds that a look at the connection may delay a request in an outage
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,69 @@ class JobmonServer:
     :param settings: how to reach its server.
     :param gui_url: address of its GUI; None: not given.
     :param jobmon_python: path of the Python that has Jobmon's client, on the workers; None: not given.
+    :param stands_in: no such connection was found, and Jobmon's own settings stand in for it.
     """
 
     settings: Settings
     gui_url: str | None = None
     jobmon_python: str | None = None
+    stands_in: bool = False
+
+
+class _Readings:
+    """The readings of one connection by all hooks of an event loop: at most one is under way at a time."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._task: asyncio.Task[JobmonServer] | None = None
+
+    async def latest(
+        self, read: Callable[[], Coroutine[Any, Any, JobmonServer]], *, max_age: float
+    ) -> JobmonServer:
+        """Return what a reading found that is not too old.
+
+        A failure counts for those who waited for it and for nobody after them, as it may be over; so does a
+        connection that was not found.
+
+        :param read: reads the connection.
+        :param max_age: seconds since a reading began. 0: only what is read from now on.
+        :raises RuntimeError: the reading took too long, or was ended by Airflow.
+        :raises Exception: what the reading raised.
+        """
+        clock = asyncio.get_running_loop().time
+        asked = clock()
+        while (task := self._task) is None or not self._counts(task, asked, max_age):
+            if task is not None and not task.done() and clock() - self._started < _READING_TIMEOUT:
+                await asyncio.wait({task}, timeout=_READING_TIMEOUT)
+                continue
+            self._started = clock()
+            task = self._task = asyncio.create_task(read())
+            break
+        # Not awaited itself: who is cancelled here does not take the others' reading with it.
+        await asyncio.wait({task}, timeout=_READING_TIMEOUT)
+        if not task.done() or task.cancelled():
+            raise RuntimeError(f"Airflow gave no answer within {_READING_TIMEOUT:g} s")
+        return task.result()
+
+    def _counts(self, task: asyncio.Task[JobmonServer], asked: float, max_age: float) -> bool:
+        if not task.done():
+            max_age = min(max_age, _READING_TIMEOUT)
+        elif task.cancelled() or task.exception() or task.result().stands_in:
+            max_age = 0.0
+        return self._started >= asked - max_age
+
+
+_readings: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Readings]] = WeakKeyDictionary()
 
 
 class JobmonHook(BaseHook):
     """Talks to the Jobmon server of an Airflow connection.
 
-    Where no such connection is defined, Jobmon's own settings (``JOBMON__HTTP__SERVICE_URL``, …) are used if
-    they name a server.
+    Where ``jobmon_default`` is not defined, Jobmon's own settings (``JOBMON__HTTP__SERVICE_URL``, …) stand in
+    for it if they name a server; for no other connection.
+
+    When the server refuses the credentials (401, 403), the connection is read again, and a token that was
+    rotated in the meantime is used from then on.
 
     :param jobmon_conn_id: id of the connection. Default ``jobmon_default``.
     """
@@ -92,19 +143,21 @@ class JobmonHook(BaseHook):
     def server(self) -> JobmonServer:
         """What the connection says, read once. Blocking: not for an event loop.
 
-        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises AirflowNotFoundException: no such connection, and nothing stands in for it.
         :raises ConfigError: the connection is malformed.
         """
         if self._server is None:
-            try:
-                connection = self.get_connection(self.jobmon_conn_id)
-            except AirflowNotFoundException:
-                self._server = _server_of_jobmons_settings(self.jobmon_conn_id)
-            else:
-                # Airflow's accessor hides what the extra holds from every log. It takes broken JSON for {}.
-                _ = connection.extra_dejson
-                self._server = server_of_connection(connection)
+            self._server = self._read()
         return self._server
+
+    def _read(self) -> JobmonServer:
+        try:
+            connection = self.get_connection(self.jobmon_conn_id)
+        except AirflowNotFoundException:
+            return _stand_in(self.jobmon_conn_id)
+        # Airflow's accessor hides what the extra holds from every log. It takes broken JSON for {}.
+        _ = connection.extra_dejson
+        return server_of_connection(connection)
 
     async def aserver(self) -> JobmonServer:
         """Return what the connection says, without blocking the event loop.
@@ -113,57 +166,132 @@ class JobmonHook(BaseHook):
         through the triggerer's supervisor to Airflow's API server, and after a failover thousands of triggers
         ask at the same moment.
 
-        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises AirflowNotFoundException: no such connection, and nothing stands in for it. Airflow 3 says so,
+            too, while its API, its database or the secrets backend fails.
         :raises ConfigError: the connection is malformed.
         """
         if self._server is None:
-            loop = asyncio.get_running_loop()
-            readings = _readings.setdefault(loop, {})
-            started, reading = readings.get(self.jobmon_conn_id, (0.0, None))
-            if reading is None or loop.time() - started > _READ_AGAIN_AFTER or _has_failed(reading):
-                reading = loop.create_task(self._read_connection())
-                readings[self.jobmon_conn_id] = (loop.time(), reading)
-            # Shielded: a trigger that is cancelled does not take the others' reading with it.
-            self._server = await asyncio.shield(reading)
+            self._server = await self._shared_readings.latest(self._aread, max_age=_READ_AGAIN_AFTER)
         return self._server
 
-    async def _read_connection(self) -> JobmonServer:
-        from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+    @property
+    def _shared_readings(self) -> _Readings:
+        of_this_loop = _readings.setdefault(asyncio.get_running_loop(), {})
+        return of_this_loop.setdefault(self.jobmon_conn_id, _Readings())
 
+    async def _aread(self) -> JobmonServer:
+        from airflow.providers.common.compat.connection import get_async_connection
+        from airflow.providers.common.compat.sdk import Connection
+
+        # Before Airflow 3.3.2 the asynchronous accessors told the supervisor by a synchronous call what is to
+        # be hidden from the logs, which locks the event loop up (apache/airflow 50185, 66412). Only a thread
+        # of asgiref's finds its way back to the loop of a triggerer of those versions.
+        if not hasattr(Connection, "aextra_dejson"):
+            from asgiref.sync import sync_to_async
+
+            return await sync_to_async(self._read)()
         try:
-            connection = await get_async_connection(self.jobmon_conn_id, self)
+            connection = await get_async_connection(self.jobmon_conn_id)
         except AirflowNotFoundException:
-            return await asyncio.to_thread(_server_of_jobmons_settings, self.jobmon_conn_id)
-        await get_async_extra_dejson(connection)
+            return await asyncio.to_thread(_stand_in, self.jobmon_conn_id)
+        await connection.aextra_dejson()  # as in `_read`
         return await asyncio.to_thread(server_of_connection, connection)
+
+    def check_server(self, server: str | None) -> None:
+        """Check that the connection names the server on which an id lives that was kept from earlier.
+
+        An id means another run on another server. Does no I/O once the connection has been read.
+
+        :param server: address of that server (``Settings.service_url``); None: not known, nothing to check.
+        :raises ConfigError: it names another one.
+        :raises AirflowNotFoundException: the connection was not found, at least for the moment, and what
+            stands in for it names another one. The next call reads it again.
+        """
+        if server is not None:
+            self._check_same(server, self.server)
+
+    def _check_same(self, before: str, now: JobmonServer) -> None:
+        address = now.settings.service_url
+        if same_server(before, address):
+            return
+        self._server = None
+        if now.stands_in:
+            raise AirflowNotFoundException(
+                f"connection {self.jobmon_conn_id!r} is not found, and Jobmon's own settings name another"
+                f" server ({address}) than the one that the task began on ({excerpt(before)})"
+            )
+        raise ConfigError(
+            f"connection {self.jobmon_conn_id!r} now names the server {address}, but the task began on"
+            f" {excerpt(before)}, and an id of that one is a stranger's here: nothing was sent. Give the"
+            " connection its address back, or start the task over where it now points, in a new DAG run"
+        )
 
     def get_conn(self) -> Requester:
         """Return the blocking transport, the same one at each call.
 
-        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises AirflowNotFoundException: no such connection, and nothing stands in for it.
         :raises ConfigError: the connection is malformed.
         """
         if self._requester is None:
-            from airflow_jobmon_provider.client.requester import Requester
+            from airflow_jobmon_provider.client.renewing import RenewingRequester
 
-            self._requester = Requester.from_settings(self.server.settings)
+            self._requester = RenewingRequester(self.server.settings, self._renew)
         return self._requester
 
     async def get_async_conn(self) -> AsyncRequester:
         """Return a new asyncio transport, to be used as an asynchronous context manager.
 
-        :raises AirflowNotFoundException: no such connection, and Jobmon's own settings name no server.
+        :raises AirflowNotFoundException: no such connection, and nothing stands in for it.
         :raises ConfigError: the connection is malformed.
         """
         server = await self.aserver()
-        name = "airflow_jobmon_provider.client.async_requester"
+        name = "airflow_jobmon_provider.client.async_renewing"
         # While another thread is importing it, the module is there, and what is in it is not.
-        make = getattr(sys.modules.get(name), "AsyncRequester", None)
+        make = getattr(sys.modules.get(name), "RenewingAsyncRequester", None)
         if make is None:
             # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
-            make = (await asyncio.to_thread(importlib.import_module, name)).AsyncRequester
-        requester: AsyncRequester = make(server.settings)
+            make = (await asyncio.to_thread(importlib.import_module, name)).RenewingAsyncRequester
+        requester: AsyncRequester = make(server.settings, self._arenew)
         return requester
+
+    def _renew(self, used: Settings) -> Settings | None:
+        """Read the connection anew for a transport whose settings were refused; see ``RenewingRequester``."""
+        try:
+            return self._changed(used, self._read())
+        except JobmonError:
+            raise
+        except Exception as error:
+            raise self._unread(error) from None
+
+    async def _arenew(self, used: Settings, *, refused: bool) -> Settings | None:
+        """Read the connection anew; see ``async_renewing.Renew``."""
+        max_age, patience = (0.0, _READING_TIMEOUT) if refused else (_READ_AGAIN_AFTER, _LOOK_TIMEOUT)
+        reading = self._shared_readings.latest(self._aread, max_age=max_age)
+        try:
+            return self._changed(used, await asyncio.wait_for(reading, patience))
+        except JobmonError:
+            raise
+        except Exception as error:
+            raise self._unread(error) from None
+
+    def _changed(self, used: Settings, now: JobmonServer) -> Settings | None:
+        """Return the settings as they are now if they differ from those used, and are of the same server."""
+        self._check_same(used.service_url, now)
+        if now.stands_in and self._server is not None and not self._server.stands_in:
+            raise AirflowNotFoundException(f"connection {self.jobmon_conn_id!r} is not found")
+        self._server = now
+        if now.settings == used:
+            return None
+        self.log.info("Connection %s has changed, and is used as it is now", self.jobmon_conn_id)
+        return now.settings
+
+    def _unread(self, error: Exception) -> ServerFailure:
+        reason = excerpt(error) or type(error).__name__
+        return ServerFailure(
+            f"Jobmon does not take the credentials of connection {self.jobmon_conn_id!r}, and the connection"
+            f" cannot be read again for now: {reason}",
+            processed=False,
+        )
 
     def get_workflow_run_factory(self, workflow_id: int | str) -> WorkflowRunFactory:
         """Return the client's factory for a workflow, on this hook's transport.
@@ -261,20 +389,39 @@ class JobmonHook(BaseHook):
         }
 
 
-def _has_failed(reading: asyncio.Task[JobmonServer]) -> bool:
-    return reading.done() and (reading.cancelled() or reading.exception() is not None)
+def same_server(one: str, other: str) -> bool:
+    """Whether two addresses are of the same server: case of the host, default ports and slashes aside."""
+    return _normalized(one) == _normalized(other)
 
 
-def _server_of_jobmons_settings(conn_id: str) -> JobmonServer:
+def _normalized(address: str) -> tuple[str, str, int | None, str]:
+    try:
+        url = urlsplit(address.strip())
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    except ValueError:
+        return "", address, None, ""
+    path = "/".join(part for part in url.path.split("/") if part)
+    return url.scheme, (url.hostname or "").rstrip("."), port, path
+
+
+def _stand_in(conn_id: str) -> JobmonServer:
+    """Return the server of Jobmon's own settings, in place of a connection that is not defined.
+
+    :raises AirflowNotFoundException: it is not the default connection, or they name no server.
+    """
+    missing = f"connection {conn_id!r} is not defined"
+    default = JobmonHook.default_conn_name
+    if conn_id != default:
+        raise AirflowNotFoundException(
+            f"{missing}; Jobmon's own settings (JOBMON__HTTP__SERVICE_URL) stand in for {default!r} only"
+        )
     try:
         settings = Settings.from_defaults()
     except ConfigError as error:
-        raise AirflowNotFoundException(
-            f"connection {conn_id!r} is not defined, and instead of it: {error}"
-        ) from error
+        raise AirflowNotFoundException(f"{missing}, and instead of it: {error}") from error
     for danger in settings.dangers:
-        logger.warning("connection %r is not defined, and Jobmon's own server %s", conn_id, danger)
-    return JobmonServer(settings)
+        logger.warning("%s, and Jobmon's own server %s", missing, danger)
+    return JobmonServer(settings, stands_in=True)
 
 
 def server_of_connection(connection: Connection) -> JobmonServer:

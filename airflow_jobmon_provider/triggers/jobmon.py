@@ -2,7 +2,8 @@
 
 Each outlives a server that fails or is not reached, fires one event at the end, and never dies by an
 exception (design rule 3). An event is a small dict: ``status`` (``success``, ``failed``, ``timeout`` or
-``error``), the ids, and ``message``, one line for the user.
+``error``), ``message``, one line for the user, every id that is known, and ``server``, the address of the
+server on which they live (None: not known).
 """
 
 from __future__ import annotations
@@ -38,29 +39,55 @@ _EVENT_STATUS = {"done": "success", "failed": "failed", "handoff_timeout": "time
 
 _NO_DEADLINE = 10 * 365 * 86400.0
 _CONNECTION_TRIES = 30  # about four minutes
+_FIRST_READING = 5.0  # seconds for it, also where a deadline is over already
+
+# For `on_kill`, so that there is time for what follows.
+_KILL_READING = 5.0  # seconds
+
+
+class _ConnectionUnread(Exception):
+    """The connection could not be read.
+
+    :param status: status of the event that follows.
+    """
+
+    def __init__(self, message: str, status: str = "error") -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _JobmonTrigger(BaseTrigger):
     """Gets a transport from the connection, waits, and fires exactly one event."""
 
-    def __init__(self, jobmon_conn_id: str) -> None:
+    def __init__(self, jobmon_conn_id: str, server: str | None) -> None:
         super().__init__()
         self.jobmon_conn_id = jobmon_conn_id
+        self.server = server
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         from airflow_jobmon_provider.client.text import excerpt
 
+        server = self.server
         try:
-            requester = await self._connect()
+            requester = await self._connect_in_time()
+            server = server or requester.url
             async with requester:
                 event = await self._wait(requester)
+        except _ConnectionUnread as error:
+            event = self._event(error.status, str(error))
+        except (ImportError, SyntaxError) as error:  # asking again would not help
+            event = self._event(
+                "error",
+                f"the triggerer cannot import what this trigger needs: {excerpt(error)}. Compare the packages"
+                " installed there with what airflow-provider-jobmon requires",
+            )
         except (JobmonError, AirflowNotFoundException, ValueError) as error:
             event = self._event("error", str(error))
         except Exception as error:  # whatever it is, the task must learn of it (rule 3)
             self.log.exception("Trigger failed unexpectedly")
             event = self._event("error", f"unexpected {type(error).__name__}: {excerpt(error)}")
-        yield TriggerEvent(event)
+        yield TriggerEvent({**event, **self._ids(), "server": server})
 
     @abc.abstractmethod
     async def _wait(self, requester: AsyncRequester) -> dict[str, Any]:
@@ -70,34 +97,81 @@ class _JobmonTrigger(BaseTrigger):
     def _event(self, status: str, message: str) -> dict[str, Any]:
         """Return the event for an end without a result."""
 
-    async def _connect(self) -> AsyncRequester:
-        """Read the connection, also while Airflow's own API is restarting."""
+    @abc.abstractmethod
+    def _ids(self) -> dict[str, Any]:
+        """Return the ids that every event carries."""
+
+    @abc.abstractmethod
+    def _limits(self) -> list[tuple[float, str]]:
+        """Return the deadlines that hold while the connection cannot be read.
+
+        :returns: for each its seconds since the epoch and the status of the event that it brings.
+        """
+
+    async def _connect_in_time(self) -> AsyncRequester:
+        """Connect before the first of the trigger's deadlines."""
+        rest, status = min(
+            ((_remaining(when) or _FIRST_READING, status) for when, status in self._limits()),
+            default=(_NO_DEADLINE, "error"),
+        )
+        return await self._connect(rest, status)
+
+    async def _connect(self, timeout: float, status: str = "error") -> AsyncRequester:
+        """Return a transport to the server on which the trigger's ids live.
+
+        Where the connection cannot be read, it is asked for again: Airflow's API, database or secrets backend
+        may be restarting, and Airflow 3 then says that no such connection is defined.
+
+        :param timeout: seconds after which to give up.
+        :param status: status of the event that this brings.
+        :raises _ConnectionUnread: not read in time, or not at one of ``_CONNECTION_TRIES`` tries.
+        :raises ConfigError: the connection is malformed, or names another server.
+        :raises ImportError, SyntaxError: something that is needed cannot be imported.
+        """
         from airflow_jobmon_provider.client.text import excerpt
 
-        hook = JobmonHook(self.jobmon_conn_id)
+        started = time.monotonic()
         failures = 0
         while True:
+            rest = timeout - (time.monotonic() - started)
             try:
-                return await hook.get_async_conn()
-            except (JobmonError, AirflowNotFoundException, ValueError):
+                return await asyncio.wait_for(self._open(), max(rest, 0.001))
+            except (JobmonError, ImportError, SyntaxError):
                 raise
             except Exception as error:
                 failures += 1
-                if failures == _CONNECTION_TRIES:
-                    raise
-                self.log.warning("Connection %s cannot be read: %s", self.jobmon_conn_id, excerpt(error))
-                await asyncio.sleep(decisions.outage_pause(failures, None, 10, random.uniform))
+                reason = excerpt(error) or "Airflow gives no answer"
+            waited = time.monotonic() - started
+            what = f"connection {self.jobmon_conn_id!r} could not be read within {waited:.0f} s: {reason}"
+            if waited >= timeout:
+                raise _ConnectionUnread(f"the time is over, and {what}", status)
+            if failures == _CONNECTION_TRIES:
+                raise _ConnectionUnread(f"{what}. The triggerer must find it, too, not only the workers")
+            self.log.warning("Connection %s cannot be read: %s", self.jobmon_conn_id, reason)
+            pause = decisions.outage_pause(failures, None, 10, random.uniform)
+            await asyncio.sleep(min(pause, timeout - waited))
+
+    async def _open(self) -> AsyncRequester:
+        hook = JobmonHook(self.jobmon_conn_id)
+        requester = await hook.get_async_conn()
+        if self.server is not None:
+            hook.check_server(self.server)
+        return requester
 
 
 class WorkflowResumableTrigger(_JobmonTrigger):
     """Fires when a workflow is resumable, or its deadline is over.
 
-    The event: ``{"status": "success" | "timeout" | "error", "workflow_id": int, "message": str}``.
+    The event: ``{"status": "success" | "timeout" | "error", "workflow_id": int, "server": address or None,
+    "message": str}``.
 
     :param workflow_id: the workflow.
     :param jobmon_conn_id: id of the connection.
     :param force_cleanup: clean KILL_SELF task instances up instead of waiting for them. Default False.
     :param deadline: seconds since the epoch, so that it survives a triggerer's failover. Default: none.
+    :param server: address of the server on which the workflow lives (``Settings.service_url``). Where the
+        connection names another, the trigger ends with an error. Default: not known, whatever it names is
+        taken for it.
     :raises ValueError: the id is no positive integer, or the deadline no number.
     """
 
@@ -107,8 +181,9 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         force_cleanup: bool = False,
         deadline: float | None = None,
+        server: str | None = None,
     ) -> None:
-        super().__init__(jobmon_conn_id)
+        super().__init__(jobmon_conn_id, server)
         self.workflow_id = positive_id("workflow_id", workflow_id)
         self.force_cleanup = force_cleanup
         self.deadline = None if deadline is None else seconds("deadline", deadline)
@@ -122,6 +197,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
                 "jobmon_conn_id": self.jobmon_conn_id,
                 "force_cleanup": self.force_cleanup,
                 "deadline": self.deadline,
+                "server": self.server,
             },
         )
 
@@ -141,7 +217,13 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         return self._event("success", f"workflow {self.workflow_id} is resumable")
 
     def _event(self, status: str, message: str) -> dict[str, Any]:
-        return {"status": status, "workflow_id": self.workflow_id, "message": message}
+        return {"status": status, "message": message}
+
+    def _ids(self) -> dict[str, Any]:
+        return {"workflow_id": self.workflow_id}
+
+    def _limits(self) -> list[tuple[float, str]]:
+        return [] if self.deadline is None else [(self.deadline, "timeout")]
 
 
 class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
@@ -151,8 +233,9 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     looks, with a request that changes nothing: a dead executor must be seen by Jobmon's reaper (design rule
     1; ``keep_alive="until_done"`` opts out of that for executors that do not beat themselves).
 
-    The event: ``{"status": "success" | "failed" | "timeout" | "error", "workflow_run_id": int,
-    "workflow_run_status": code or None, "message": str}``. ``success`` is DONE, ``failed`` any other end.
+    The event: ``{"status": "success" | "failed" | "timeout" | "error", "workflow_id": int or None,
+    "workflow_run_id": int, "workflow_run_status": code or None, "server": address or None, "message": str}``.
+    ``success`` is DONE, ``failed`` any other end.
 
     :param workflow_run_id: the run.
     :param jobmon_conn_id: id of the connection.
@@ -166,11 +249,14 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     :param deadline: seconds since the epoch after which the watch ends. Default: none.
     :param owned: the run is the task's own: abort it if the task gives up, at the deadline or because a user
         marks or clears it, while it is LINKING. Default False.
-    :param workflow_id: the run's workflow, for ``cancel_on_kill``. Default: not known.
+    :param workflow_id: the run's workflow, for ``cancel_on_kill`` and the event. Default: not known.
     :param cancel_on_kill: also stop an owned run that an executor has, by a cold resume signal to its
         workflow, when a user marks or clears the task. Default False.
     :param created_at: seconds since the epoch when the run was made. Default: now. Looks are frequent while a
         run is young.
+    :param server: address of the server on which the run lives (``Settings.service_url``). Where the
+        connection names another, the trigger ends with an error. Default: not known, whatever it names is
+        taken for it.
     :raises ValueError: an argument is out of range.
     """
 
@@ -188,8 +274,9 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         created_at: float | None = None,
         workflow_id: int | None = None,
         cancel_on_kill: bool = False,
+        server: str | None = None,
     ) -> None:
-        super().__init__(jobmon_conn_id)
+        super().__init__(jobmon_conn_id, server)
         check_heartbeat(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
         self.workflow_run_id = positive_id("workflow_run_id", workflow_run_id)
         self.workflow_run_heartbeat_interval = workflow_run_heartbeat_interval
@@ -222,6 +309,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
                 "created_at": self.created_at,
                 "workflow_id": self.workflow_id,
                 "cancel_on_kill": self.cancel_on_kill,
+                "server": self.server,
             },
         )
 
@@ -266,20 +354,25 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             clock=time.monotonic,
         )
         try:
-            async with await JobmonHook(self.jobmon_conn_id).get_async_conn() as requester:
+            async with await self._connect(_KILL_READING) as requester:
                 status = await requester.converse(giving_up, log=self.log)
-        except (JobmonError, AirflowNotFoundException, ValueError) as error:
+        except Exception as error:
             self.log.warning("Workflow run %d could not be stopped: %s", self.workflow_run_id, error)
         else:
             self.log.info("Workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
 
     def _event(self, status: str, message: str) -> dict[str, Any]:
-        return {
-            "status": status,
-            "workflow_run_id": self.workflow_run_id,
-            "workflow_run_status": None,
-            "message": message,
-        }
+        return {"status": status, "workflow_run_status": None, "message": message}
+
+    def _ids(self) -> dict[str, Any]:
+        return {"workflow_id": self.workflow_id, "workflow_run_id": self.workflow_run_id}
+
+    def _limits(self) -> list[tuple[float, str]]:
+        limits = [] if self.deadline is None else [(self.deadline, "timeout")]
+        if self.handoff_deadline is not None and _remaining(self.handoff_deadline):
+            # An executor may have the run by now, which is no reason to stop it: only the task gives up.
+            limits.append((self.handoff_deadline, "error"))
+        return limits
 
 
 def run_event(workflow_run_id: int, end: RunEnd) -> dict[str, Any]:

@@ -234,18 +234,18 @@ def test_no_connection_and_no_settings() -> None:
 
 def test_no_connection_but_jobmons_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://from.settings")
-    assert JobmonHook("nowhere").get_conn().url == "http://from.settings/api/v3"
-    assert asyncio.run(JobmonHook("nowhere").aserver()).settings.service_url == "http://from.settings/api/v3"
+    assert JobmonHook().get_conn().url == "http://from.settings/api/v3"
+    assert asyncio.run(JobmonHook().aserver()).settings.service_url == "http://from.settings/api/v3"
 
 
 def test_credentials_of_jobmons_own_settings_over_plain_http_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://alice:s3cret@from.settings")
-    assert "s3cret" not in repr(JobmonHook("nowhere").server)
+    assert "s3cret" not in repr(JobmonHook().server)
     (line,) = caplog.messages
     assert line.startswith(
-        "connection 'nowhere' is not defined, and Jobmon's own server sends its credentials"
+        "connection 'jobmon_default' is not defined, and Jobmon's own server sends its credentials"
     )
     assert "s3cret" not in caplog.text
 

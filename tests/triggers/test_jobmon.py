@@ -92,6 +92,7 @@ async def test_a_resumable_workflow_fires_at_once(sandbox: JobmonSandbox) -> Non
     assert await fire(WorkflowResumableTrigger(workflow_id)) == {
         "status": "success",
         "workflow_id": workflow_id,
+        "server": f"{sandbox.url}/api/v2",
         "message": f"workflow {workflow_id} is resumable",
     }
 
@@ -181,8 +182,10 @@ async def test_a_run_that_ends_done(sandbox: JobmonSandbox) -> None:
     run = sandbox.make_workflow_in("D").workflow_run_id
     assert await fire(trigger(run)) == {
         "status": "success",
+        "workflow_id": None,
         "workflow_run_id": run,
         "workflow_run_status": "D",
+        "server": f"{sandbox.url}/api/v2",
         "message": f"workflow run {run} ended DONE (D): every task is done",
     }
 
@@ -300,7 +303,8 @@ async def test_unknown_ids_on_the_real_server(sandbox: JobmonSandbox) -> None:
     assert "does not exist" in (await fire(WorkflowResumableTrigger(NOBODY)))["message"]
 
 
-async def test_no_connection_is_an_event() -> None:
+async def test_no_connection_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon._CONNECTION_TRIES", 2)
     event = await fire(WorkflowResumableTrigger(7, "nowhere"))
     assert event["status"] == "error"
     assert "connection 'nowhere' is not defined" in event["message"]
@@ -334,7 +338,8 @@ async def test_a_connection_that_is_never_read_is_an_event_in_the_end(
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon._CONNECTION_TRIES", 2)
     event = await fire(trigger(5))
     assert event["status"] == "error"
-    assert event["message"] == "unexpected RuntimeError: API server error"
+    assert "connection 'jobmon_default' could not be read within" in event["message"]
+    assert ": API server error. The triggerer must find it, too" in event["message"]
 
 
 async def test_whatever_happens_the_task_learns_of_it(
