@@ -1,9 +1,10 @@
 """Records what a real Jobmon replies on every route that the client uses, as data for the contract tests.
 
-``python -m tests.contract.recorder VERSION URL FAILED FRESH FRESH FRESH FRESH > tests/contract/replies/VERSION.json``
-asks a server (its address with the route prefix) whose workflow FAILED has been executed and whose workflows
-FRESH were bound and never run; without workflows, a server that wants a browser's login. It moves them through every case below; each is one row of the file. Nothing
-of the machine is recorded: no header but the content type, and ids as the server gave them.
+``python -m tests.contract.recorder VERSION URL FAILED FRESH FRESH FRESH FRESH > replies/VERSION.json`` asks a
+server, whose address has the route prefix, whose workflow FAILED was executed, and whose workflows FRESH were
+bound and never run. It moves them through every case below; each is one row of the file. Without workflows it
+records how a server refuses that wants a browser's login. Nothing of the machine is recorded: no header but
+the content type, and ids as the server gave them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Recorder:
         self.recordings: list[Recording] = []
 
     def ask(self, case: str, function: str, *arguments: Any) -> Any:
-        """Send what a function of the protocol asks for, record the reply under a name, and return its body."""
+        """Send what a function of the protocol asks for, record the reply, and return its body."""
         made: Call[Any] = getattr(protocol, function)(*arguments)
         return self.send(case, made.verb, made.route, dict(made.message), function, arguments)
 
@@ -96,7 +97,7 @@ def record(url: str, failed: int, fresh: Sequence[int]) -> list[Recording]:
 
     :param url: address of the server with its route prefix.
     :param failed: a workflow that was executed, and whose tasks have failed.
-    :param fresh: five workflows that were bound and never run.
+    :param fresh: four workflows that were bound and never run.
     """
     to = Recorder(url)
     _ask_about_the_server(to)
@@ -171,15 +172,21 @@ def _resume_it(to: Recorder, failed: int, fresh: int) -> None:
 
 def _end_runs(to: Recorder, fresh: Sequence[int]) -> None:
     done, launched, lost = fresh[1], fresh[2], fresh[3]
-    run = to.ask("create_workflow_run: first", "create_workflow_run", done, "alice", GOOD_FOR)["workflow_run_id"]
+    run = to.ask("create_workflow_run: first", "create_workflow_run", done, "alice", GOOD_FOR)[
+        "workflow_run_id"
+    ]
     for status in "BIORD":
         to.ask(f"update_status: {status}", "update_status", run, RunStatus(status))
     to.ask("create_workflow_run: done", "create_workflow_run", done, "alice", GOOD_FOR)
     run = to.ask("create_workflow_run: to launch", "create_workflow_run", launched, "alice", GOOD_FOR)
     for status in "BIO":
-        to.ask(f"update_status: launched {status}", "update_status", run["workflow_run_id"], RunStatus(status))
+        to.ask(
+            f"update_status: launched {status}", "update_status", run["workflow_run_id"], RunStatus(status)
+        )
     to.ask("create_workflow_run: launched", "create_workflow_run", launched, "bob", GOOD_FOR)
-    run = to.ask("create_workflow_run: to be lost", "create_workflow_run", lost, "alice", 0)["workflow_run_id"]
+    run = to.ask("create_workflow_run: to be lost", "create_workflow_run", lost, "alice", 0)[
+        "workflow_run_id"
+    ]
     time.sleep(1.1)  # dates are in whole seconds on MariaDB
     to.ask("lost_workflow_runs", "lost_workflow_runs", RunStatus.LINKING)
     to.ask("reap", "reap", run)
