@@ -40,7 +40,13 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowRunNotFound,
 )
 from airflow_jobmon_provider.client.statuses import RunStatus
-from airflow_jobmon_provider.client.text import EXCERPT_LENGTH, NO_SECRETS, Secrets, excerpt
+from airflow_jobmon_provider.client.text import (
+    EXCERPT_LENGTH,
+    NO_SECRETS,
+    Secrets,
+    excerpt,
+    excerpt_of_body,
+)
 
 T = TypeVar("T")
 Verb = Literal["get", "post", "put"]
@@ -637,7 +643,7 @@ def decipher(verb: str, url: str, response: Response, secrets: Secrets = NO_SECR
             return secrets.hide_in(json.loads(text), text)
         except (ValueError, RecursionError):
             pass
-    came_back = f"{asked}: {code} {excerpt(secrets.hide(_start_of(body)))}".rstrip()
+    came_back = f"{asked}: {code} {excerpt_of_body(secrets.hide(_start_of(body)))}".rstrip()
     if 200 <= code < 300:
         if len(body) > MAX_REPLY_BYTES:
             raise UnreadableReply(f"{asked}: a reply of more than {MAX_REPLY_BYTES} bytes")

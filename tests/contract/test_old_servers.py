@@ -21,6 +21,7 @@ from airflow_jobmon_provider.client.exceptions import (
     UnreadableReply,
 )
 from airflow_jobmon_provider.client.requester import Requester, ask
+from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.contract.test_replies import recorded
 from tests.fuzz.targets import ROUTES
@@ -173,6 +174,38 @@ def test_a_gateways_404_that_repeats_the_address_is_no_unknown_workflow(stub: St
     with pytest.raises(InvalidRequest) as caught:
         ask(Requester(server.url), protocol.is_resumable(7))
     assert type(caught.value) is InvalidRequest
+
+
+@pytest.mark.parametrize("status", [200, 403, 404, 503])
+def test_of_a_web_page_its_title_is_shown(stub: Stub, status: int) -> None:
+    style = b"<style>" + b"body { color: black } " * 50 + b"</style>"
+    page = b"<!DOCTYPE html>\n<html><head>" + style + b"<title>\n Access\n denied </title></head></html>"
+    server = stub(Reply(status, page))
+    with pytest.raises(JobmonError) as caught:
+        ask(Requester(server.url, retries_timeout=0), protocol.is_resumable(7))
+    assert f"{status} (a web page: Access denied)" in str(caught.value)
+    assert "style" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("replies", "says"),
+    [
+        ([HEALTHY, NOT_THERE], "cannot tell its API's version, so it is older than 3.4"),
+        ([HEALTHY, Reply(403, {"detail": "Unauthorized"})], "JOBMON__AUTH__ENABLED=false"),
+        ([Reply(403, {"detail": "Unauthorized"})], "on Jobmon 3.4.8, use the route prefix /api/v2"),
+        ([Reply(404, {"detail": "Not Found"})], "check the address and the route prefix (/api/v3; /api/v2"),
+        ([Reply(200, b"null")], "this provider needs Jobmon 3.4 or newer"),
+        ([Reply(403, b"<title>Forbidden</title>")], "check the login, password or token that it wants"),
+    ],
+)
+def test_the_connection_forms_button_says_what_to_change(
+    stub: Stub, connection: Callable[..., None], replies: list[Reply], says: str
+) -> None:
+    connection(stub(*replies).url, extra={"route_prefix": ""})
+    healthy, line = JobmonHook().test_connection()
+    assert not healthy
+    assert says in line
+    assert "\n" not in line
 
 
 class ForeignRequest(Exception):
