@@ -9,7 +9,7 @@ import platform
 import sys
 import tempfile
 
-from benchmarks import fleet, real, simulated, startup
+from benchmarks import big_workflow, fleet, real, simulated, startup
 from benchmarks.figures import Figures
 
 PARTS = {
@@ -24,6 +24,7 @@ PARTS = {
     "imports": startup.imports,
     "parse": startup.parse,
     "worker": real.worker,
+    "big_workflow": big_workflow.big_workflow,
 }
 
 

@@ -28,12 +28,15 @@ from jobmon.server.web.api import get_app  # noqa: E402
 from jobmon.server.web.db_admin import get_session_local  # noqa: E402
 from jobmon.server.web.models.task import Task  # noqa: E402
 from jobmon.server.web.models.task_instance import TaskInstance  # noqa: E402
+from jobmon.server.web.models.task_instance_error_log import TaskInstanceErrorLog  # noqa: E402
 from jobmon.server.web.models.tool import Tool  # noqa: E402
 from jobmon.server.web.models.tool_version import ToolVersion  # noqa: E402
 from jobmon.server.web.models.workflow import Workflow  # noqa: E402
 from jobmon.server.web.models.workflow_run import WorkflowRun  # noqa: E402
 from jobmon.server.web.models.workflow_status import WorkflowStatus  # noqa: E402
 from jobmon.server.web.routes.utils import get_user  # noqa: E402
+from jobmon.server.web.routes.v3.cli.workflow import _cli_label_mapping  # noqa: E402
+from jobmon.server.web.server_side_exception import InvalidUsage  # noqa: E402
 from sqlalchemy import func, select  # noqa: E402
 
 KILL_SELF = "K"
@@ -53,12 +56,14 @@ def kill_self_instances(session: Any, workflow_id: int) -> list[TaskInstance]:
 
 
 @newer.post("/workflow/{workflow_id}/set_resume")
-def set_resume(workflow_id: int, message: Annotated[dict[str, bool], Body()]) -> dict[str, Any]:
+def set_resume(workflow_id: int, message: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     # The released v3 route asks whose browser it is, by itself.
+    if "reset_running_jobs" not in message:
+        raise InvalidUsage("'reset_running_jobs' is missing", status_code=400)
     with get_session_local()() as session, session.begin():
         workflow = session.get(Workflow, workflow_id)
         if workflow is not None:
-            workflow.resume(message["reset_running_jobs"])
+            workflow.resume(bool(message["reset_running_jobs"]))
     return {}
 
 
@@ -77,20 +82,26 @@ def force_cleanup_kill_self(workflow_id: int) -> dict[str, int]:
     with get_session_local()() as session, session.begin():
         instances = kill_self_instances(session, workflow_id)
         for instance in instances:
-            instance.status = "F"
+            instance.status, instance.status_date = "F", func.now()
+            why = "Force cleanup: told to end itself, and has not."
+            session.add(
+                TaskInstanceErrorLog(task_instance_id=instance.id, description=why, error_time=func.now())
+            )
         stopping = select(WorkflowRun).where(
             WorkflowRun.workflow_id == workflow_id, WorkflowRun.status.in_(["C", "H"])
         )
         runs = list(session.scalars(stopping))
         for run in runs:
-            run.transition("T")
+            run.status, run.status_date = "T", func.now()
+            # Whatever status the workflow had: this does not go by the transitions.
+            run.workflow.status, run.workflow.status_date = "H", func.now()
         return {"num_cleaned_up": len(instances), "num_workflow_runs_finalized": len(runs)}
 
 
 @newer.post("/workflow/{workflow_id}/increase_resources")
 def increase_resources(workflow_id: int) -> dict[str, Any]:
     # Finds the tasks that the real one does, those whose latest instance ended for lack of resources, and
-    # leaves them in the same status. By how much it raises what is the server's business.
+    # leaves them in the same status (from 3.6). By how much it raises what is the server's business.
     with get_session_local()() as session, session.begin():
         latest = select(func.max(TaskInstance.id)).group_by(TaskInstance.task_id)
         short = select(Task).join(TaskInstance, TaskInstance.task_id == Task.id)
@@ -115,28 +126,55 @@ def lost_workflow_run(version: str, status: Annotated[list[str], Query()]) -> di
         return {"workflow_runs": [list(row) for row in session.execute(lost)]}
 
 
+@newer.get("/workflow_status_viz")
+def workflow_status_viz(workflow_ids: Annotated[list[int], Query()]) -> dict[int, Any]:
+    # As released, but that a workflow without tasks, or none at all, is no error.
+    with get_session_local()() as session:
+        counts = {}
+        for workflow_id in workflow_ids:
+            mine = Task.workflow_id == workflow_id
+            attempts = [func.avg(Task.num_attempts), func.min(Task.num_attempts), func.max(Task.num_attempts)]
+            mean, least, most = session.execute(select(*attempts).where(mine)).one()
+            statuses = session.execute(select(Task.status, func.count()).where(mine).group_by(Task.status))
+            labels = dict.fromkeys(("PENDING", "SCHEDULED", "RUNNING", "DONE", "FATAL"), 0)
+            for status, count in statuses:
+                labels[_cli_label_mapping[status]] += count
+            workflow = session.get(Workflow, workflow_id)
+            counts[workflow_id] = {
+                "id": workflow_id,
+                "tasks": sum(labels.values()),
+                **labels,
+                "MAXC": workflow.max_concurrently_running if sum(labels.values()) else 0,
+                "num_attempts_avg": float(mean or 0),
+                "num_attempts_min": least or 0,
+                "num_attempts_max": most or 0,
+            }
+        return counts
+
+
 @newer.get("/workflow_details_viz/{workflow_id}")
 def workflow_details_viz(workflow_id: int) -> list[dict[str, Any]]:
+    # One row a run, also for one that was refused (G). The real one has no ORDER BY; its rows come by id.
     with get_session_local()() as session:
         workflow = session.get(Workflow, workflow_id)
-        latest = select(WorkflowRun).where(WorkflowRun.workflow_id == workflow_id)
-        run = session.scalars(latest.order_by(WorkflowRun.heartbeat_date.desc())).first()
-        if workflow is None or run is None:
+        if workflow is None:
             return []
         tool = session.get(Tool, session.get(ToolVersion, workflow.tool_version_id).tool_id)
+        runs = select(WorkflowRun).where(WorkflowRun.workflow_id == workflow_id).order_by(WorkflowRun.id)
         return [
             {
                 "wf_name": workflow.name,
                 "wf_args": workflow.workflow_args,
+                "wf_created_date": workflow.created_date.isoformat(),
+                "wf_status_date": workflow.status_date.isoformat(),
+                "tool_name": tool.name,
                 "wf_status": workflow.status,
                 "wf_status_desc": session.get(WorkflowStatus, workflow.status).description,
-                "wf_created_date": str(workflow.created_date),
-                "wf_status_date": str(workflow.status_date),
-                "tool_name": tool.name,
                 "wfr_jobmon_version": run.jobmon_version,
-                "wfr_heartbeat_date": str(run.heartbeat_date),
+                "wfr_heartbeat_date": run.heartbeat_date.isoformat() if run.heartbeat_date else None,
                 "wfr_user": run.user,
             }
+            for run in session.scalars(runs)
         ]
 
 

@@ -54,6 +54,10 @@ class RouteNotSupported(InvalidRequest):
     """The server's version of Jobmon does not have the route, so what was asked cannot be done there."""
 
 
+class ServerTooOld(RouteNotSupported):
+    """The server's version of Jobmon is older than any that this client knows."""
+
+
 class InvalidResponse(JobmonError):
     """The server did not give a reply that can be used."""
 

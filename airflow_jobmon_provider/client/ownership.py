@@ -80,7 +80,7 @@ def _with_owner(workflow_id: int, problem: JobmonError) -> Conversation[JobmonEr
     """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.7)."""
     if isinstance(problem, WorkflowBusy):
         try:
-            details = yield Ask(protocol.workflow_details(workflow_id))
+            details = yield Ask(protocol.workflow_details(workflow_id, refused=True))
         except JobmonError:
             details = None
         if details is not None and details.run_user is not None:

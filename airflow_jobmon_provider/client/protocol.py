@@ -31,6 +31,7 @@ from airflow_jobmon_provider.client.exceptions import (
     RecordNotFound,
     RouteNotSupported,
     ServerFailure,
+    ServerTooOld,
     ServerUnreachable,
     TransitionRefused,
     UnreadableReply,
@@ -40,7 +41,13 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowRunNotFound,
 )
 from airflow_jobmon_provider.client.statuses import RunStatus
-from airflow_jobmon_provider.client.text import EXCERPT_LENGTH, NO_SECRETS, Secrets, excerpt
+from airflow_jobmon_provider.client.text import (
+    EXCERPT_LENGTH,
+    NO_SECRETS,
+    Secrets,
+    excerpt,
+    excerpt_of_body,
+)
 
 T = TypeVar("T")
 Verb = Literal["get", "post", "put"]
@@ -52,6 +59,8 @@ USER_AGENT = f"airflow-provider-jobmon/{__version__}"
 
 MAX_REPLY_BYTES = 16 * 2**20
 """Replies longer than this are not read to their end: the longest that Jobmon sends us has a few kB."""
+
+TOO_OLD = "this provider needs Jobmon 3.4 or newer on the server"
 
 _NAME_LENGTH = 80
 _PAST_ALL_NUMBERS = 2**63  # Jobmon's databases hold none that is larger
@@ -72,8 +81,9 @@ class Call(Generic[T]):
     :param idempotent: whether sending it twice is the same as sending it once.
     :param frequent: whether thousands of it are sent, so that a transport may prepare it and send it in a
         cheaper way. Such a call is idempotent, too.
-    :param costly: whether it costs the server time in proportion to the workflow's tasks: minutes for a
-        million (protocol page, "Size").
+    :param costly: whether it costs the server time in proportion to the workflow's tasks: half a minute for
+        a million (protocol page, "Size"). Such a call is given more time, and not sent again while it may be
+        at work.
     """
 
     verb: Verb
@@ -152,12 +162,16 @@ class WorkflowDetails:
 
     :param status: code of the workflow's status; compare it with ``WorkflowStatus``.
     :param name: the workflow's name.
-    :param run_user: who made the workflow's latest run; None: this server does not say (3.4.8).
+    :param run_user: who made the run that the workflow has now, or had last; None: the server does not say
+        (3.4.8), or its reply does not tell.
+    :param modern: the reply itself shows that the server is not too old for this provider. False: it does not
+        show that; see :func:`~airflow_jobmon_provider.client.compatibility.check_server_version`.
     """
 
     status: str
     name: str
     run_user: str | None = None
+    modern: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +223,14 @@ def health() -> Call[None]:
 
 
 def api_version() -> Call[str]:
-    """GET /api_version: ``v2``, ``v3``."""
-    return Call("get", "/api_version", {}, lambda reply: _name(reply, "status"))
+    """GET /api_version: ``v2``, ``v3``. A server that is healthy and lacks it is too old (3.2)."""
+    return Call(
+        "get",
+        "/api_version",
+        {},
+        lambda reply: _name(reply, "status"),
+        unsupported="tell its API's version, so it is older than 3.4, the oldest that this provider knows",
+    )
 
 
 def set_resume(workflow_id: int, reset_running_jobs: bool) -> Call[None]:
@@ -266,6 +286,7 @@ def set_resume_state(workflow_id: int, reset_if_running: bool) -> Call[None]:
         {"reset_if_running": reset_if_running},
         read,
         not_found=_no_workflow(workflow_id),
+        costly=True,
     )
 
 
@@ -363,24 +384,62 @@ def reap(workflow_run_id: int) -> Call[None]:
     )
 
 
-def workflow_details(workflow_id: int) -> Call[WorkflowDetails | None]:
+def workflow_details(workflow_id: int, refused: bool = False) -> Call[WorkflowDetails | None]:
     """GET workflow_details_viz: the workflow's status; None where no run of such a workflow was ever made.
 
-    3.4.8 sends one row for each run of the workflow, which differ only in the run's Jobmon version.
+    One row for each of its runs, by their age, which differ only in what they say of the run: 3.4.8 names
+    its Jobmon version, 3.7 also its user and its heartbeat date, and neither its id or status.
+
+    :param refused: this client has just been refused a run, and a refused one stays among the rows for ever.
     """
 
     def read(reply: Any) -> WorkflowDetails | None:
         if not isinstance(reply, list):
-            raise UnreadableReply(f"expected a list, got {excerpt(reply)}")
+            raise _unexpected("a list", reply)
         if not reply:
             return None
-        user = _object(reply[0]).get("wfr_user")
+        rows = [_object(row) for row in reply]
+        created = _text(rows[0].get("wf_created_date"))
+        if re.match("[A-Z][a-z]{2}, ", created):  # as Flask writes dates, on which Jobmon rested before 3.4
+            raise ServerTooOld(TOO_OLD)
+        owner = _owner(rows, refused=refused)
         return WorkflowDetails(
-            _name(reply[0], "wf_status"), _name(reply[0], "wf_name"), excerpt(user) if user else None
+            _name(rows[0], "wf_status"),
+            _name(rows[0], "wf_name"),
+            excerpt(owner) if owner else None,
+            modern=created[:4].isdigit(),
         )
 
     route = f"/workflow_details_viz/{workflow_id}"
     return Call("get", route, {}, read, not_found=_no_workflow(workflow_id))
+
+
+def _owner(rows: list[dict[str, Any]], *, refused: bool) -> str | None:
+    """Return the user of the run that a workflow has now, as far as rows of ``workflow_details_viz`` tell.
+
+    A run that is kept alive has a heartbeat date in the future, and so the latest of all. A refused one keeps
+    the date of its creation. A row tells neither the run's status nor what time it is; but ours, which was
+    refused a moment ago, is the last of this client's, and its date is now.
+
+    :param rows: one for each run, oldest first.
+    :param refused: this client has just been refused a run.
+    """
+
+    def date(row: dict[str, Any]) -> str:
+        return _text(row.get("wfr_heartbeat_date"))  # ISO 8601: in the order of time
+
+    ours = [row for row in rows if row.get("wfr_jobmon_version") == CLIENT_VERSION] if refused else []
+    candidates = rows
+    if ours:
+        just_refused = ours[-1]
+        candidates = [row for row in rows if row is not just_refused]
+        if not any(date(row) > date(just_refused) for row in candidates):  # nobody's heartbeat is good
+            others = [row for row in ours[:-1] if row.get("wfr_user") == just_refused.get("wfr_user")]
+            users = {_text(row.get("wfr_user")) for row in candidates}
+            if others and len(users) > 1:
+                return None  # each of them may be a run, or one more that was refused
+    latest = max(candidates, key=date, default=None)
+    return _text(latest.get("wfr_user")) or None if latest else None
 
 
 def task_counts(workflow_id: int) -> Call[TaskCounts]:
@@ -397,7 +456,9 @@ def task_counts(workflow_id: int) -> Call[TaskCounts]:
         return TaskCounts(*(_key(counts, key, int) for key in keys))
 
     message = {"workflow_ids": [workflow_id]}
-    return Call("get", "/workflow_status_viz", message, read, not_found=_no_workflow(workflow_id))
+    return Call(
+        "get", "/workflow_status_viz", message, read, not_found=_no_workflow(workflow_id), costly=True
+    )
 
 
 def failed_tasks(workflow_id: int, limit: int) -> Call[tuple[FailedTask, ...]]:
@@ -417,7 +478,7 @@ def failed_tasks(workflow_id: int, limit: int) -> Call[tuple[FailedTask, ...]]:
 
     route = f"/workflow/{workflow_id}/workflow_tasks"
     message = {"status": ["FATAL"], "limit": limit}
-    return Call("get", route, message, read, not_found=_no_workflow(workflow_id))
+    return Call("get", route, message, read, not_found=_no_workflow(workflow_id), costly=True)
 
 
 def most_recent_error(task_id: int) -> Call[str]:
@@ -437,7 +498,7 @@ def most_recent_error(task_id: int) -> Call[str]:
 def probe_increase_resources(workflow_id: int) -> Call[None]:
     """GET increase_resources: tells whether the server has that route, and changes nothing.
 
-    A server that has it (3.7) refuses with 405, as it is for POST only; one that has not, with 404.
+    A server that has it (3.6) refuses with 405, as it is for POST only; one that has not, with 404.
     """
     return Call(
         "get",
@@ -449,7 +510,7 @@ def probe_increase_resources(workflow_id: int) -> Call[None]:
 
 
 def increase_resources(workflow_id: int) -> Call[int]:
-    """POST increase_resources: raise the resources of tasks that failed for lack of them. 3.7 only.
+    """POST increase_resources: raise the resources of tasks that failed for lack of them. 3.6 and later.
 
     Not idempotent: twice may raise them twice. Returns how many tasks were raised.
     """
@@ -459,6 +520,7 @@ def increase_resources(workflow_id: int) -> Call[int]:
         {},
         lambda reply: int(_key(reply, "updated_task_count", int)),
         not_found=_no_workflow(workflow_id),
+        costly=True,
         unsupported="raise the resources of failed tasks",
         idempotent=False,
     )
@@ -486,9 +548,19 @@ def _nothing(reply: Any) -> None:
     _object(reply)
 
 
+def _unexpected(what: str, reply: Any) -> UnreadableReply:
+    """Return the error for a reply of another kind than a route's.
+
+    :param what: what it should have been.
+    """
+    if reply is None:  # several routes of Jobmon before 3.4 answer so, and have done what they were asked
+        return UnreadableReply(f"expected {what}, got null, as from a server that is too old: {TOO_OLD}")
+    return UnreadableReply(f"expected {what}, got {excerpt(reply)}")
+
+
 def _object(reply: Any) -> dict[str, Any]:
     if not isinstance(reply, dict):
-        raise UnreadableReply(f"expected a JSON object, got {excerpt(reply)}")
+        raise _unexpected("a JSON object", reply)
     return reply
 
 
@@ -572,7 +644,7 @@ def decipher(verb: str, url: str, response: Response, secrets: Secrets = NO_SECR
             return secrets.hide_in(json.loads(text), text)
         except (ValueError, RecursionError):
             pass
-    came_back = f"{asked}: {code} {excerpt(secrets.hide(_start_of(body)))}".rstrip()
+    came_back = f"{asked}: {code} {excerpt_of_body(secrets.hide(_start_of(body)))}".rstrip()
     if 200 <= code < 300:
         if len(body) > MAX_REPLY_BYTES:
             raise UnreadableReply(f"{asked}: a reply of more than {MAX_REPLY_BYTES} bytes")
@@ -590,10 +662,8 @@ def decipher(verb: str, url: str, response: Response, secrets: Secrets = NO_SECR
             processed=code not in (423, 429),
             retry_after=_retry_after(response.headers.get("retry-after")),
         )
-    if code in (401, 403):
-        raise NotAuthorized(f"{came_back}; check the login, password or token", code)
-    hint = "; check the address and the route prefix" if code == 404 else ""
-    raise InvalidRequest(came_back + hint, code)
+    kind = NotAuthorized if code in (401, 403) else InvalidRequest
+    raise kind(f"{came_back}{_advice(code, _start_of(body))}", code)
 
 
 def unpack(response: Response, asked: str) -> bytes:
@@ -637,8 +707,45 @@ def _final_kind(code: int, body: bytes) -> type[RecordNotFound | TransitionRefus
         if "InvalidStateTransition" in kind:
             return TransitionRefused
         return RecordNotFound if "NoResultFound" in kind else None
-    missing = code == 404 and "workflow" in _text(error.get("detail")).lower()
-    return RecordNotFound if missing else None
+    return RecordNotFound if code == 404 and _NO_WORKFLOW.search(_text(error.get("detail"))) else None
+
+
+_NO_WORKFLOW = re.compile(r"(?<![/\w])workflow\b", re.I)  # not in an address, which a gateway may repeat
+_LOGIN_WANTED = re.compile(r"""["']detail["']\s*:\s*["']Unauthorized["']""")
+_NOT_THE_OWNER = re.compile(r"""["']detail["']\s*:\s*["']Unauthorized\.["']""")
+_NO_ROUTE = re.compile(r"""["']detail["']\s*:\s*["']Not Found["']|["']error["']\s*:\s*["']Route """)
+
+
+def _advice(code: int, said: str) -> str:
+    """Return what the user can do about a refusal, to be put behind it; "": no more than it says itself.
+
+    Jobmon's words (3.4 to 3.7) are told from those of a gateway or a proxy before it.
+
+    :param code: HTTP status.
+    :param said: the start of the body.
+    """
+    if code == 403 and _LOGIN_WANTED.search(said):
+        return (
+            "; Jobmon itself wants a browser's login here, which no login, password or token of a connection"
+            " replaces: have its administrator set JOBMON__AUTH__ENABLED=false on the server, or put a"
+            " gateway before it that logs in; on Jobmon 3.4.8, use the route prefix /api/v2"
+        )
+    if code == 401 and _NOT_THE_OWNER.search(said):
+        return (
+            "; Jobmon lets only the user of the workflow's latest run do this, and the gateway logs in as"
+            " another user"
+        )
+    if code in (401, 403):
+        return "; a gateway or proxy before Jobmon refused: check the login, password or token that it wants"
+    if code == 407:
+        return "; a proxy on the way to Jobmon wants a login: check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+    if code != 404:
+        return ""
+    if said.startswith("This route does not exist"):
+        return f"; so answers Jobmon before 3.4: {TOO_OLD}, or check the address and the route prefix"
+    if _NO_ROUTE.search(said):
+        return "; check the address and the route prefix (/api/v3; /api/v2 on Jobmon 3.4.8)"
+    return "; that is no answer of Jobmon's: check the address and the route prefix"
 
 
 def _text(value: Any) -> str:
@@ -683,10 +790,11 @@ def translate(error: Exception) -> JobmonError | None:
     content = text.partition("content: ")[2]
     if "InvalidStateTransition" in content:
         return TransitionRefused(line, code)
-    if "NoResultFound" in text or (code == 404 and re.search(r"\bworkflow\b", content, re.I)):
+    if "NoResultFound" in text or (code == 404 and _NO_WORKFLOW.search(content)):
         return RecordNotFound(line, code)
     if name == "InvalidRequest":
-        return (NotAuthorized if code in (401, 403) else InvalidRequest)(line, code)
+        kind = NotAuthorized if code in (401, 403) else InvalidRequest
+        return kind(line + (_advice(code, content) if code else ""), code)
     if name == "InvalidResponse":
         return ServerFailure(line, processed=code not in (423, 429))
     if "CERTIFICATE_VERIFY_FAILED" in text:

@@ -16,6 +16,8 @@ EXCERPT_LENGTH = 200
 # Login and password in an address, which other people's messages like to quote.
 _USERINFO = re.compile(r"//[^/?#\s]*@")
 
+_TITLE = re.compile(r"<title>([^<]+)<", re.I)
+
 # Characters. Shorter ones turn up in any text by chance, and whoever has one has other worries.
 _SHORTEST_SECRET = 6
 
@@ -40,6 +42,15 @@ def excerpt(content: Any, length: int = EXCERPT_LENGTH) -> str:
     line = " ".join(start.split())
     line = _USERINFO.sub("//***@", line)
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def excerpt_of_body(text: str) -> str:
+    """Return the start of a reply's body; of a web page, which starts with its style, its title.
+
+    :param text: the body, or enough of it.
+    """
+    title = _TITLE.search(text) if text.lstrip().startswith("<") else None
+    return f"(a web page: {excerpt(title.group(1))})" if title else excerpt(text)
 
 
 def shown(value: Any) -> str:
