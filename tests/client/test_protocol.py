@@ -268,7 +268,7 @@ def test_what_cannot_be_shown_is_named() -> None:
 
 def test_an_unknown_status_is_not_taken_for_another() -> None:
     with pytest.raises(UnreadableReply, match="'Z' is no status of a workflow run"):
-        protocol.peek_status(5).read({"status": "Z"})
+        protocol.peek_status(5).read({"status": "?"})
 
 
 def test_errors_are_explained_in_terms_of_what_was_asked() -> None:
