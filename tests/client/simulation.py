@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Note, Pause, Step
-from airflow_jobmon_provider.client.exceptions import JobmonError
+from airflow_jobmon_provider.client.exceptions import JobmonError, ServerUnreachable
 from airflow_jobmon_provider.client.protocol import Call
 
 T = TypeVar("T")
 
 Answer = Callable[[Call[Any], float], Any]
-"""Gives the JSON reply to a call at a time in seconds, or an exception to raise."""
+"""Gives the JSON reply to a call at a time in seconds, or an exception to raise, or ``SILENT``."""
+
+SILENT = object()
+"""Takes the request, and never replies."""
 
 
 @dataclass
@@ -23,11 +26,13 @@ class Simulation:
 
     :param answer: the server.
     :param latency: seconds that each request takes.
+    :param request_timeout: seconds that the transport gives each request, if it is not told less.
     """
 
     answer: Answer
     latency: float = 0.0
     now: float = 1000.0
+    request_timeout: float = 20.0
     asked: list[tuple[float, Call[Any]]] = field(default_factory=list)
     notes: list[tuple[int, str]] = field(default_factory=list)
 
@@ -41,10 +46,8 @@ class Simulation:
                 reply: Any = None
                 if isinstance(step, Ask):
                     self.asked.append((self.now, step.call))
-                    sent = self.now
-                    self.now += self.latency
                     try:
-                        reply = self._read(step.call, sent)
+                        reply = self._send(step)
                     except JobmonError as error:
                         step = conversation.throw(error)
                         continue
@@ -58,11 +61,17 @@ class Simulation:
             result: T = end.value
             return result
 
-    def _read(self, call: Call[Any], sent: float) -> Any:
-        answer = self.answer(call, sent)
+    def _send(self, ask: Ask) -> Any:
+        assert ask.timeout is None or ask.timeout > 0
+        answer = self.answer(ask.call, self.now)
+        patience = min(self.request_timeout, ask.timeout or self.request_timeout)
+        if answer is SILENT or self.latency > patience:
+            self.now += patience
+            raise ServerUnreachable(f"no reply within {patience:g} s")
+        self.now += self.latency
         if isinstance(answer, Exception):
             raise answer
-        return call.read(answer)
+        return ask.call.read(answer)
 
     @property
     def warnings(self) -> list[str]:

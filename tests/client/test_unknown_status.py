@@ -1,4 +1,4 @@
-"""What a server says that is newer than this client: a status that it does not know is not the end (issue 9)."""
+"""What a newer server says: a status that this client does not know is not the end of a run (issue 9)."""
 
 from __future__ import annotations
 
