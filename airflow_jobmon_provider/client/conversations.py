@@ -32,7 +32,8 @@ Clock = Callable[[], float]
 
 _SHORTEST_PAUSE = 0.001  # a rest smaller than a clock's resolution would never be over
 _LAST_WORD = 3.0  # seconds for a request that is sent at a limit
-_LAST_WORD_IN_AN_OUTAGE = 1.0
+_SHORTEST_LAST_WORD = 1.0  # the same where the server did not answer before, or the limit is about to come
+_AT_ONCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,10 @@ class Outage:
     :param not_found_until: by this time of the clock "no such run" is a failure for now; later, final.
         Default: always final.
     :ivar error: how the last request failed; None: it was answered.
+    :ivar failures: how many requests in a row have failed.
     """
 
-    __slots__ = ("_clock", "_failures", "_not_found_until", "_since", "_subject", "_tries_on", "error")
+    __slots__ = ("_clock", "_not_found_until", "_since", "_subject", "_tries_on", "error", "failures")
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class Outage:
         self._tries_on = tries_on
         self._clock = clock
         self._not_found_until = not_found_until
-        self._failures = 0
+        self.failures = 0
         self._since: float | None = None
         self.error: ServerFailure | ServerUnreachable | WorkflowRunNotFound | None = None
 
@@ -130,17 +132,17 @@ class Outage:
             seconds = self._clock() - self._since
             yield Note(logging.WARNING, f"{self._subject}: Jobmon answers again after {seconds:.0f} s")
         self.error = self._since = None
-        self._failures = 0
+        self.failures = 0
         return reply
 
     def _failed(self, error: ServerFailure | ServerUnreachable | WorkflowRunNotFound) -> None:
         self.error = error
-        self._failures += 1
+        self.failures += 1
 
     def pause(self, longest: float, uniform: Uniform) -> float:
         """Return how many seconds to wait before asking again."""
         retry_after = self.error.retry_after if isinstance(self.error, ServerFailure) else None
-        return decisions.outage_pause(self._failures, retry_after, longest, uniform)
+        return decisions.outage_pause(self.failures, retry_after, longest, uniform)
 
 
 def within(conversation: Conversation[T], end: float, clock: Clock) -> Conversation[T]:
@@ -363,6 +365,8 @@ class _Watch:
     started: float = field(init=False)
     changed: float = field(init=False)
     """When the status last changed."""
+    asked: float = field(init=False)
+    """When the last request was sent."""
     good_until: float | None = field(init=False, default=None)
     """When the last heartbeat runs out; None: not known."""
     starting_since: float | None = field(init=False, default=None)
@@ -382,7 +386,7 @@ class _Watch:
     spread: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        self.started = self.asked = self.clock()
         self.changed = born = self.started - self.age
         ours = self.owned or self.handoff_timeout is not None
         self.outage = Outage(
@@ -396,7 +400,7 @@ class _Watch:
     def follow(self) -> Conversation[RunEnd]:
         """Watch the run to its end, or to the first limit."""
         while True:
-            asked = self.clock()
+            self.asked = self.clock()
             counted = yield from self._count()
             if not counted:
                 seen = yield from self._look()
@@ -405,7 +409,7 @@ class _Watch:
                     return end
                 if seen is not None and self._is_kept_alive() and not self.beaten:
                     continue  # it was only read, and its heartbeat may be about to run out
-            yield Pause(self._pause(asked))
+            yield Pause(self._pause())
 
     # --- Asking ---------------------------------------------------------------------------------------------
 
@@ -430,20 +434,20 @@ class _Watch:
             else:
                 self.call = protocol.log_heartbeat(self.workflow_run_id, says, self.window)
         patience = self._patience()
-        sent = self.clock()
         if says is not None or (self.status is None and self.keep_alive is not KeepAlive.NEVER):
-            left = None if self.good_until is None else self.good_until - sent
+            left = None if self.good_until is None else self.good_until - self.asked
             patience = min(patience, decisions.beat_timeout(left, self.window))
         seen = yield from self.outage.ask(self.call, _or_none(patience))
         self.beaten = says is not None
         if says is not None and seen is says:
-            self.good_until = sent + self.window
+            self.good_until = self.asked + self.window
         return seen
 
     def _patience(self) -> float:
         """Return how many seconds the next request may take: to the next limit, or for a last word at it."""
-        last_word = _LAST_WORD if self.outage.error is None else _LAST_WORD_IN_AN_OUTAGE
-        return max(self._limit() - self.clock(), last_word)
+        left = self._limit() - self.clock()
+        at_the_limit = left <= 0 and self.outage.error is None
+        return max(left, _LAST_WORD if at_the_limit else _SHORTEST_LAST_WORD)
 
     # --- Judging --------------------------------------------------------------------------------------------
 
@@ -518,6 +522,8 @@ class _Watch:
         """Return the end of a watch whose time is over although the run has not ended."""
         run, elapsed, error = self.workflow_run_id, self._elapsed(), self.outage.error
         expired = self._is_over(self.timeout)
+        if self.outage.failures == 1 and self.clock() < self.asked + _AT_ONCE:
+            return None  # a first failure that came at once, and may be over at once
         if self._is_untaken() and self._time_to_abort():
             outcome = RunOutcome.TIMEOUT if expired else RunOutcome.HANDOFF_TIMEOUT
             return RunEnd(outcome, self.status, _not_aborted(run, elapsed, self.window, error), answered)
@@ -573,20 +579,23 @@ class _Watch:
             f" allow more with startup_timeout"
         )
 
-    def _pause(self, asked: float) -> float:
-        """Return how many seconds to wait after a request that was sent then."""
+    def _pause(self) -> float:
+        """Return how many seconds to wait before the next request."""
         now = self.clock()
         ours = self._is_kept_alive() or self.status is None
         longest = self.heartbeat_interval if ours else self.poll_interval
         if self.outage.error is not None:
-            wait = self.outage.pause(self.heartbeat_interval / 3, self.uniform)
+            longest = self.heartbeat_interval / 3
+            if ours and self.good_until is not None:  # as many tries as there is time for
+                longest = min(longest, decisions.beat_timeout(self.good_until - now, self.window))
+            wait = self.outage.pause(longest, self.uniform)
         else:
             pause = decisions.run_pause(now - self.changed, longest, self.uniform)
             if pause >= longest and not self.spread:
                 self.spread = True
                 pause = decisions.first_long_pause(longest, self.uniform)
             # A heartbeat is due an interval after the last one was sent, however long its reply took.
-            wait = pause - (now - asked)
+            wait = pause - (now - self.asked)
         return max(min(wait, self._limit() - now), _SHORTEST_PAUSE)
 
 

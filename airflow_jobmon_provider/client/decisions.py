@@ -56,13 +56,14 @@ def is_starting(status: RunStatus) -> bool:
 def beat_timeout(left: float | None, window: float) -> float:
     """Return how long to wait for the reply to a heartbeat: a third of what is left of the run's window.
 
-    So a reply that hangs leaves time for others, whatever a connection allows for each request.
+    So a reply that hangs leaves time for others, whatever a connection allows for each request. Where the
+    last heartbeat is not known, a tenth of the window: it may be nearly out.
 
     :param left: seconds until the last heartbeat runs out; None: not known.
     :param window: seconds for which a heartbeat is good.
     """
-    share = left if left is not None and left > 0 else window
-    return max(share / 3, _LEAST_BEAT_TIMEOUT)
+    share = window / 10 if left is None else (left if left > 0 else window) / 3
+    return max(share, _LEAST_BEAT_TIMEOUT)
 
 
 def startup_warning(limit: float | None) -> float:
