@@ -206,7 +206,7 @@ def give_up_run(
         if elapsed >= timeout:
             text = _what_is_left(workflow_run_id, status, stop_workflow, outage.error)
             yield Note(
-                logging.WARNING, f"workflow run {workflow_run_id} was not stopped in {timeout:g} s: {text}"
+                logging.WARNING, f"workflow run {workflow_run_id} was not stopped in {elapsed:.0f} s: {text}"
             )
             return status
         yield Pause(max(min(uniform(0.3, 0.6), timeout - elapsed), 0.001))

@@ -1,4 +1,4 @@
-"""Giving up a run that an executor has, or that a server has not committed yet, in simulated time (issue 9)."""
+"""Giving up a run that an executor has, or that its server has not committed yet, in simulated time."""
 
 from __future__ import annotations
 
