@@ -71,7 +71,7 @@ def create_run(
         except WorkflowBusy as error:
             problem = error
             if not perhaps_lost:
-                raise (yield from _with_owner(workflow_id, user, error, end, clock)) from None
+                raise (yield from _with_owner(workflow_id, error, end, clock)) from None
             if not waiting:
                 waiting = True
                 yield Note(
@@ -88,7 +88,7 @@ def create_run(
                 yield Note(logging.WARNING, f"workflow {workflow_id}: creating a run, trying on: {error}")
         elapsed = clock() - started
         if elapsed >= timeout:
-            raise (yield from _with_owner(workflow_id, user, problem, end, clock)) from None
+            raise (yield from _with_owner(workflow_id, problem, end, clock)) from None
         yield Pause(max(min(decisions.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
 
 
@@ -98,25 +98,17 @@ def _left(end: float, clock: Clock) -> float:
 
 
 def _with_owner(
-    workflow_id: int, user: str, problem: JobmonError, end: float, clock: Clock
+    workflow_id: int, problem: JobmonError, end: float, clock: Clock
 ) -> Conversation[JobmonError]:
-    """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.7).
-
-    The refused request has left a run in G under our own user (protocol page), so that one tells nothing.
-    """
-    if not isinstance(problem, WorkflowBusy):
-        return problem
-    try:
-        details = yield Ask(protocol.workflow_details(workflow_id), _left(end, clock))
-    except JobmonError:
-        return problem
-    if details is None or details.run_user is None:
-        return problem
-    if details.run_user == user:
-        return WorkflowBusy(
-            f"{problem}. The latest run that Jobmon tells of is that of user {user}, as the refused one is"
-        )
-    return WorkflowBusy(f"{problem}. The latest run is that of user {details.run_user}")
+    """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.7)."""
+    if isinstance(problem, WorkflowBusy):
+        try:
+            details = yield Ask(protocol.workflow_details(workflow_id), _left(end, clock))
+        except JobmonError:
+            details = None
+        if details is not None and details.run_user is not None:
+            return WorkflowBusy(f"{problem}. The latest run is that of user {details.run_user}")
+    return problem
 
 
 def _reap_lost_run(workflow_id: int, end: float, clock: Clock) -> Conversation[None]:

@@ -177,22 +177,6 @@ def test_a_create_whose_reply_is_late_is_followed_by_a_wait_for_the_run_that_it_
     assert "one whose reply was lost" in sim.warnings[1]
 
 
-def refused(user: str) -> WorkflowBusy:
-    busy = {"workflow_run_id": None, "err_msg": "WorkflowRun 3 is currentlylinking, WorkflowRun 4 will be …"}
-    row = {"wf_status": "R", "wf_name": "weekly", "wfr_user": user}
-    sim = Simulation(lambda call, now: busy if call.route == "/workflow_run" else [row])
-    with pytest.raises(WorkflowBusy) as refusal:
-        create(sim, timeout=30)
-    return refusal.value
-
-
-def test_a_refusal_does_not_take_our_own_refused_run_for_the_one_in_the_way() -> None:
-    assert str(refused("bob")).endswith(". The latest run is that of user bob")
-    assert str(refused("alice")).endswith(
-        ". The latest run that Jobmon tells of is that of user alice, as the refused one is"
-    )
-
-
 def test_what_was_said_is_at_the_right_level() -> None:
     sim = Simulation(RunOnServer("O"))
     give_up(sim)
