@@ -131,6 +131,24 @@ async def test_a_limit_fires_while_the_server_refuses_connections(
     assert "could not be aborted" in event["message"]
 
 
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address at which connections are taken, and nothing is ever replied."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("limit", ["handoff_deadline", "deadline"])
+async def test_a_limit_fires_while_the_server_never_replies(
+    connection: Callable[..., None], silent: str, limit: str
+) -> None:
+    connection(silent, extra={"request_timeout": 4})
+    firing = fire(trigger(owned=True, workflow_id=7, cancel_on_kill=True, **{limit: time.time() + 1}))
+    event = await asyncio.wait_for(firing, SLACK)
+    assert (event["status"], event["workflow_run_status"]) == ("timeout", None)
+    assert "could not be aborted" in event["message"]
+
+
 # --- Stopping at the deadline -------------------------------------------------------------------------------
 
 
