@@ -8,18 +8,21 @@ that came instead. What the generator returns is the conversation's result. No I
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from airflow_jobmon_provider.client import decisions, protocol
 from airflow_jobmon_provider.client.decisions import KeepAlive, ResumeStep, Uniform
 from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
     ResumeTimeout,
     ServerFailure,
     ServerUnreachable,
+    WorkflowRunNotFound,
 )
 from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.statuses import RunStatus
@@ -28,6 +31,9 @@ T = TypeVar("T")
 Clock = Callable[[], float]
 
 _SHORTEST_PAUSE = 0.001  # a rest smaller than a clock's resolution would never be over
+_LAST_WORD = 3.0  # seconds for a request that is sent at a limit
+_SHORTEST_LAST_WORD = 1.0  # the same where the server did not answer before, or the limit is about to come
+_AT_ONCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,40 +78,99 @@ Conversation = Generator[Step, Any, T]
 
 
 class Outage:
-    """Outlives a server that fails or is not reached: warns when that starts and when it ends (rule 3)."""
+    """Outlives a server that fails or is not reached: warns when that starts and when it ends (rule 3).
 
-    __slots__ = ("_clock", "_failures", "_since", "_subject", "_tries_on", "error")
+    A server may also reply before what it says is in its database (protocol page, "What follows from this").
+    So for the first seconds of a run's life it is worth asking again about one that is "not found".
 
-    def __init__(self, subject: str, clock: Clock, *, tries_on: bool = True) -> None:
+    :param subject: what is asked about, for the warnings.
+    :param clock: monotonic seconds.
+    :param tries_on: whether the caller asks again, so that a warning may say so. Default True.
+    :param not_found_until: by this time of the clock "no such run" is a failure for now; later, final.
+        Default: always final.
+    :ivar error: how the last request failed; None: it was answered.
+    :ivar failures: how many requests in a row have failed.
+    """
+
+    __slots__ = ("_clock", "_not_found_until", "_since", "_subject", "_tries_on", "error", "failures")
+
+    def __init__(
+        self,
+        subject: str,
+        clock: Clock,
+        *,
+        tries_on: bool = True,
+        not_found_until: float = -math.inf,
+    ) -> None:
         self._subject = subject
         self._tries_on = tries_on
         self._clock = clock
-        self._failures = 0
-        self._since = 0.0
-        self.error: ServerFailure | ServerUnreachable | None = None
+        self._not_found_until = not_found_until
+        self.failures = 0
+        self._since: float | None = None
+        self.error: ServerFailure | ServerUnreachable | WorkflowRunNotFound | None = None
 
-    def ask(self, call: Call[T]) -> Conversation[T | None]:
-        """Ask once. None: the server failed for now, ``error`` says how."""
+    def ask(self, call: Call[T], timeout: float | None = None) -> Conversation[T | None]:
+        """Ask once. None: no answer for now, ``error`` says how.
+
+        :param timeout: see :class:`Ask`.
+        """
         try:
-            reply: T = yield Ask(call)
+            reply: T = yield Ask(call, timeout)
         except (ServerFailure, ServerUnreachable) as error:
-            if self.error is None and self._tries_on:
+            if self._since is None and self._tries_on:
                 self._since = self._clock()
                 yield Note(logging.WARNING, f"{self._subject}: Jobmon does not answer, trying on: {error}")
-            self.error = error
-            self._failures += 1
+            self._failed(error)
             return None
-        if self.error is not None:
+        except WorkflowRunNotFound as error:
+            if self._clock() >= self._not_found_until:
+                raise
+            self._failed(error)
+            return None
+        if self._since is not None:
             seconds = self._clock() - self._since
             yield Note(logging.WARNING, f"{self._subject}: Jobmon answers again after {seconds:.0f} s")
-            self.error = None
-            self._failures = 0
+        self.error = self._since = None
+        self.failures = 0
         return reply
+
+    def _failed(self, error: ServerFailure | ServerUnreachable | WorkflowRunNotFound) -> None:
+        self.error = error
+        self.failures += 1
 
     def pause(self, longest: float, uniform: Uniform) -> float:
         """Return how many seconds to wait before asking again."""
         retry_after = self.error.retry_after if isinstance(self.error, ServerFailure) else None
-        return decisions.outage_pause(self._failures, retry_after, longest, uniform)
+        return decisions.outage_pause(self.failures, retry_after, longest, uniform)
+
+
+def within(conversation: Conversation[T], end: float, clock: Clock) -> Conversation[T]:
+    """Carry on a conversation with no request and no pause of it lasting longer than to a given time.
+
+    :param conversation: what is carried on.
+    :param end: time of the clock. ``math.inf``: nothing is shortened.
+    :param clock: monotonic seconds.
+    """
+    try:
+        step = next(conversation)
+        while True:
+            left = max(end - clock(), _SHORTEST_PAUSE)
+            if isinstance(step, Ask) and left < math.inf:
+                step = Ask(step.call, left if step.timeout is None else min(step.timeout, left))
+            elif isinstance(step, Pause):
+                step = Pause(min(step.seconds, left))
+            try:
+                reply = yield step
+            except JobmonError as error:
+                step = conversation.throw(error)
+            else:
+                step = conversation.send(reply)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    finally:
+        conversation.close()
 
 
 def wait_until_resumable(
@@ -188,9 +253,9 @@ class RunOutcome(str, Enum):
     FAILED = "failed"
     """It ended otherwise; the status says how."""
     HANDOFF_TIMEOUT = "handoff_timeout"
-    """No executor took it in time, so it was aborted."""
+    """No executor took it in time, so it was aborted, if the server answered."""
     TIMEOUT = "timeout"
-    """The time given for the whole run is over; aborted if it was still ours."""
+    """A time given for the run is over; aborted if it was still ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +265,13 @@ class RunEnd:
     :param outcome: why it is over.
     :param status: status the server last reported; None: it never answered.
     :param message: one line for the user.
+    :param answered: whether the server answered the last request.
     """
 
     outcome: RunOutcome
     status: RunStatus | None
     message: str
+    answered: bool = True
 
 
 def watch_run(
@@ -217,15 +284,21 @@ def watch_run(
     clock: Clock,
     handoff_timeout: float | None = None,
     timeout: float | None = None,
+    startup_timeout: float | None = None,
     owned: bool = False,
     age: float = 0.0,
+    status: RunStatus | None = None,
     progress: Progress | None = None,
     uniform: Uniform = random.uniform,
 ) -> Conversation[RunEnd]:
     """Follow a run to its end, and keep it alive where that is our business.
 
-    One request both beats and polls. A heartbeat carries the status that the server last reported; the first
-    one says LINKING, which is accepted in LINKING, changes nothing there, and is refused anywhere else.
+    One request both beats and polls. A heartbeat carries the status that the server last reported, and can
+    move a run that is in another one. So where the status is not known, it is first only read, which changes
+    nothing; where the run turns out to be ours to keep alive, the heartbeat follows at once.
+
+    Each limit holds whatever the server does: no request lasts longer than to the next one. What is to be
+    said to the server at a limit has three seconds, and one if it did not answer before.
 
     :param keep_alive: in which statuses to beat.
     :param heartbeat_interval: seconds between heartbeats.
@@ -234,101 +307,342 @@ def watch_run(
     :param clock: monotonic seconds.
     :param handoff_timeout: seconds for which the run may stay in LINKING; then it is aborted. None: for ever.
     :param timeout: seconds after which to stop watching. None: never.
+    :param startup_timeout: seconds for which a run may stay in BOUND, INSTANTIATED and LAUNCHED, from when
+        it is first seen there. Nothing else ends a run whose executor died in them, so one of ours is moved
+        to ERROR then. A warning comes after five minutes, or half of this if that is less. None: for ever.
     :param owned: the run is ours: abort it if it is still in LINKING when the time is over.
     :param age: seconds for which the run has existed before, so that a triggerer that takes over 10,000 old
         runs does not poll them as if they were new.
+    :param status: status that the server has reported a moment ago, in the reply to creating the run.
+        Default: not known.
     :param progress: takes the place of a look at a run that is RUNNING, at most every other one; where it
         finds no task left to run, the look follows at once. So counting tasks costs no request of its own and
         delays no end. Default: nobody asks.
     :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final. An outage is not, and is outlived.
+        Nor is it final that a run of ours is not found in the first ten seconds of its life.
     """
-    started = clock()
-    end = None if timeout is None else started + timeout
-    changed = started - age
-    outage = Outage(f"workflow run {workflow_run_id}", clock)
-    status: RunStatus | None = None
-    asked_as: RunStatus | None = None
-    call: Call[RunStatus] | None = None
-    spread = counting = False
-    while True:
-        asked = clock()
-        seen: RunStatus | None = None
+    watch = _Watch(
+        workflow_run_id,
+        keep_alive,
+        heartbeat_interval,
+        heartbeat_interval * report_by_buffer,
+        poll_interval,
+        clock,
+        handoff_timeout,
+        timeout,
+        startup_timeout,
+        owned,
+        age,
+        status,
+        progress,
+        uniform,
+    )
+    return (yield from watch.follow())
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What ``watch_run`` knows as it goes along; its parameters are described there.
+
+    :param window: seconds for which a heartbeat is good.
+    """
+
+    workflow_run_id: int
+    keep_alive: KeepAlive
+    heartbeat_interval: float
+    window: float
+    poll_interval: float
+    clock: Clock
+    handoff_timeout: float | None
+    timeout: float | None
+    startup_timeout: float | None
+    owned: bool
+    age: float
+    status: RunStatus | None
+    progress: Progress | None
+    uniform: Uniform
+
+    started: float = field(init=False)
+    changed: float = field(init=False)
+    """When the status last changed."""
+    asked: float = field(init=False)
+    """When the last request was sent."""
+    good_until: float | None = field(init=False, default=None)
+    """When the last heartbeat runs out; None: not known."""
+    starting_since: float | None = field(init=False, default=None)
+    """When an executor was first seen to have the run and not to have begun."""
+    noted: RunStatus | None = field(init=False, default=None)
+    """Status that was said last."""
+    unknown: set[str] = field(init=False, default_factory=set)
+    """Statuses that this version does not know, and that were warned of."""
+    warned_of_start: bool = field(init=False, default=False)
+    call: Call[RunStatus] | None = field(init=False, default=None)
+    call_says: RunStatus | None = field(init=False, default=None)
+    outage: Outage = field(init=False)
+    counted: bool = field(init=False, default=False)
+    """Whether the last thing asked was how far the tasks are."""
+    beaten: bool = field(init=False, default=False)
+    """Whether it was a heartbeat."""
+    spread: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.asked = self.clock()
+        self.changed = born = self.started - self.age
+        ours = self.owned or self.handoff_timeout is not None
+        self.outage = Outage(
+            f"workflow run {self.workflow_run_id}",
+            self.clock,
+            not_found_until=born + decisions.COMMIT_PATIENCE if ours else -math.inf,
+        )
+        if self.status is not None:
+            self.good_until = born + self.window
+
+    def follow(self) -> Conversation[RunEnd]:
+        """Watch the run to its end, or to the first limit."""
+        while True:
+            self.asked = self.clock()
+            counted = yield from self._count()
+            if not counted:
+                seen = yield from self._look()
+                end = yield from self._judge(seen)
+                if end is not None:
+                    return end
+                if seen is not None and self._is_kept_alive() and not self.beaten:
+                    continue  # it was only read, and its heartbeat may be about to run out
+            yield Pause(self._pause())
+
+    # --- Asking ---------------------------------------------------------------------------------------------
+
+    def _count(self) -> Conversation[bool]:
+        """Count the tasks if that is due; return whether it took the place of a look."""
         # Not while we beat for a running run: a count that hangs would delay the next heartbeat.
-        watching = status is RunStatus.RUNNING and not decisions.beats(keep_alive, status)
-        due = watching and not counting and not _is_over(end, clock)
-        if progress is not None and due and progress.is_due():
-            settled = yield from progress.look()
-            counting = not settled and not _is_over(end, clock)  # the last look is at the run
-        else:
-            counting = False
-        if not counting:
-            # An unknown status is asked for with the heartbeat that is right if the run is still ours.
-            assumed = status or RunStatus.LINKING
-            if call is None or assumed is not asked_as:
-                asked_as = assumed
-                if decisions.beats(keep_alive, assumed):
-                    good_for = heartbeat_interval * report_by_buffer
-                    call = protocol.log_heartbeat(workflow_run_id, assumed, good_for)
-                else:
-                    call = protocol.peek_status(workflow_run_id)
-            seen = yield from outage.ask(call)
-        waited = clock() - started
-        expired = _is_over(end, clock) and not counting
-        unclaimed = handoff_timeout is not None and waited >= handoff_timeout
-        if seen is RunStatus.LINKING and (unclaimed or (expired and owned)):
-            # The server decides this race: refused, and an executor has taken the run after all.
-            seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED))
+        watching = self.status is RunStatus.RUNNING and not self._is_kept_alive()
+        due = watching and not self.counted and not self._is_over(self.timeout)
+        self.counted = False
+        if self.progress is not None and due and self.progress.is_due():
+            settled = yield from within(self.progress.look(), self._limit(), self.clock)
+            self.counted = not settled and not self._is_over(self.timeout)  # the last look is at the run
+        return self.counted
+
+    def _look(self) -> Conversation[RunStatus | None]:
+        """Ask for the status, with a heartbeat if that is due; None: no answer."""
+        says = self.status if self._is_kept_alive() else None
+        if self.call is None or says is not self.call_says:
+            self.call_says = says
+            if says is None:
+                self.call = protocol.peek_status(self.workflow_run_id)
+            else:
+                self.call = protocol.log_heartbeat(self.workflow_run_id, says, self.window)
+        patience = self._patience()
+        if says is not None or (self.status is None and self.keep_alive is not KeepAlive.NEVER):
+            left = None if self.good_until is None else self.good_until - self.asked
+            patience = min(patience, decisions.beat_timeout(left, self.window))
+        seen = yield from self.outage.ask(self.call, _or_none(patience))
+        self.beaten = says is not None
+        if says is not None and seen is says:
+            self.good_until = self.asked + self.window
+        return seen
+
+    def _patience(self) -> float:
+        """Return how many seconds the next request may take: to the next limit, or for a last word at it."""
+        left = self._limit() - self.clock()
+        at_the_limit = left <= 0 and self.outage.error is None
+        return max(left, _LAST_WORD if at_the_limit else _SHORTEST_LAST_WORD)
+
+    # --- Judging --------------------------------------------------------------------------------------------
+
+    def _judge(self, seen: RunStatus | None) -> Conversation[RunEnd | None]:
+        """Return the end, if the run has ended or a limit is over; None: go on.
+
+        What is asked for at a limit is decided by the server: refused, and an executor has been faster.
+        """
+        yield from self._take(seen)
+        if seen is not None and self._is_untaken() and self._time_to_abort():
+            seen = yield from self._move(RunStatus.ABORTED)
             if seen is RunStatus.ABORTED:
-                return _given_up(workflow_run_id, waited, by_deadline=expired)
-        if seen is not None and seen is not status:
-            if status is not None:
-                changed = clock()
-            status = seen
-            if status.is_terminal:
-                return ended(workflow_run_id, status)
-            yield Note(logging.INFO, f"workflow run {workflow_run_id} is {status}: {status.meaning}")
-        now = clock()
-        if expired:
-            return RunEnd(RunOutcome.TIMEOUT, status, _overdue(workflow_run_id, now - started, status))
-        beating = decisions.beats(keep_alive, status or RunStatus.LINKING)
-        longest = heartbeat_interval if beating else poll_interval
-        if outage.error is not None:
-            wait = outage.pause(heartbeat_interval / 3, uniform)
+                by_deadline = self._is_over(self.timeout)
+                return _given_up(self.workflow_run_id, self._elapsed(), by_deadline=by_deadline)
+        elif seen is not None and self._startup_is_over():
+            stuck = self.status
+            seen = yield from self._move(RunStatus.ERROR)
+            if seen is RunStatus.ERROR:
+                return RunEnd(RunOutcome.FAILED, seen, self._not_begun(stuck, "so it was moved to ERROR"))
+        if self.status is not None and self.status.is_terminal:
+            return ended(self.workflow_run_id, self.status)
+        return self._limit_reached(answered=seen is not None)
+
+    def _move(self, status: RunStatus) -> Conversation[RunStatus | None]:
+        call = protocol.update_status(self.workflow_run_id, status)
+        seen = yield from self.outage.ask(call, _or_none(self._patience()))
+        if seen is not status:
+            yield from self._take(seen)
+        return seen
+
+    def _take(self, seen: RunStatus | None) -> Conversation[None]:
+        """Learn the status that the server reported, and say what is new."""
+        if seen is None:
+            return
+        if seen != self.status:
+            if self.status is not None:
+                self.changed = self.clock()
+            self.status = seen
+        if decisions.is_starting(seen):
+            self.starting_since = self.clock() if self.starting_since is None else self.starting_since
+            yield from self._warn_of_a_slow_start()
+        elif seen.is_known:
+            self.starting_since = None
+        if seen != self.noted and not seen.is_terminal:
+            self.noted = seen
+            text = f"workflow run {self.workflow_run_id} is {seen}: {seen.meaning}"
+            if seen.is_known or seen.value in self.unknown:
+                yield Note(logging.INFO, text)
+            else:
+                self.unknown.add(seen.value)
+                yield Note(logging.WARNING, f"{text}; watching on")
+
+    def _warn_of_a_slow_start(self) -> Conversation[None]:
+        warn_after = decisions.startup_warning(self.startup_timeout)
+        if self._starting_for() < warn_after or self.warned_of_start:
+            return
+        self.warned_of_start = True
+        text = (
+            f"workflow run {self.workflow_run_id} is {self.status}: its executor has had it for"
+            f" {self._starting_for():.0f} s and has not begun. If that executor is dead, Jobmon does not end"
+            f" the run by itself"
+        )
+        if self.owned and self.startup_timeout is not None:
+            text += f"; after {self.startup_timeout:.0f} s it is moved to ERROR"
         else:
-            pause = decisions.run_pause(now - changed, longest, uniform)
-            if pause >= longest and not spread:
-                spread = True
-                pause = decisions.first_long_pause(longest, uniform)
+            text += "; its owner must have its status set to E"
+        yield Note(logging.WARNING, text)
+
+    # --- Limits ---------------------------------------------------------------------------------------------
+
+    def _limit_reached(self, *, answered: bool) -> RunEnd | None:
+        """Return the end of a watch whose time is over although the run has not ended."""
+        run, elapsed, error = self.workflow_run_id, self._elapsed(), self.outage.error
+        expired = self._is_over(self.timeout)
+        if self.outage.failures == 1 and self.clock() < self.asked + _AT_ONCE:
+            return None  # a first failure that came at once, and may be over at once
+        if self._is_untaken() and self._time_to_abort():
+            outcome = RunOutcome.TIMEOUT if expired else RunOutcome.HANDOFF_TIMEOUT
+            return RunEnd(outcome, self.status, _not_aborted(run, elapsed, self.window, error), answered)
+        if self._startup_is_over():
+            message = self._not_begun(
+                self.status, f"and it could not be moved to ERROR: {error or 'refused'}"
+            )
+            return RunEnd(RunOutcome.TIMEOUT, self.status, message, answered)
+        if expired:
+            message = _overdue(run, elapsed, self.status, None if answered else error)
+            return RunEnd(RunOutcome.TIMEOUT, self.status, message, answered)
+        return None
+
+    def _limit(self) -> float:
+        """Return when the next limit is reached that counts in the status that is; ``math.inf``: never."""
+        limit = math.inf if self.timeout is None else self.started + self.timeout
+        if self.handoff_timeout is not None and self._is_untaken():
+            limit = min(limit, self.started + self.handoff_timeout)
+        if self._may_end_a_slow_start() and self.starting_since is not None:
+            limit = min(limit, self.starting_since + (self.startup_timeout or 0.0))
+        return limit
+
+    def _is_over(self, timeout: float | None) -> bool:
+        return timeout is not None and self.clock() >= self.started + timeout
+
+    def _time_to_abort(self) -> bool:
+        return self._is_over(self.handoff_timeout) or (self.owned and self._is_over(self.timeout))
+
+    def _may_end_a_slow_start(self) -> bool:
+        starting = self.status is not None and decisions.is_starting(self.status)
+        return starting and self.owned and self.startup_timeout is not None
+
+    def _startup_is_over(self) -> bool:
+        return self._may_end_a_slow_start() and self._starting_for() >= (self.startup_timeout or 0.0)
+
+    def _starting_for(self) -> float:
+        return 0.0 if self.starting_since is None else self.clock() - self.starting_since
+
+    def _elapsed(self) -> float:
+        return self.clock() - self.started
+
+    def _is_untaken(self) -> bool:
+        """Whether no executor is known to have the run."""
+        return self.status in (None, RunStatus.REGISTERED, RunStatus.LINKING)
+
+    def _is_kept_alive(self) -> bool:
+        return self.status is not None and decisions.beats(self.keep_alive, self.status)
+
+    def _not_begun(self, stuck: RunStatus | None, then: str) -> str:
+        return (
+            f"workflow run {self.workflow_run_id}: its executor had it for {self._starting_for():.0f} s and"
+            f" did not begin (it was {stuck}), {then}. See whether the executor is alive on its cluster, or"
+            f" allow more with startup_timeout"
+        )
+
+    def _pause(self) -> float:
+        """Return how many seconds to wait before the next request."""
+        now = self.clock()
+        ours = self._is_kept_alive() or self.status is None
+        longest = self.heartbeat_interval if ours else self.poll_interval
+        if self.outage.error is not None:
+            longest = self.heartbeat_interval / 3
+            if ours and self.good_until is not None:  # as many tries as there is time for
+                longest = min(longest, decisions.beat_timeout(self.good_until - now, self.window))
+            wait = self.outage.pause(longest, self.uniform)
+        else:
+            pause = decisions.run_pause(now - self.changed, longest, self.uniform)
+            if pause >= longest and not self.spread:
+                self.spread = True
+                pause = decisions.first_long_pause(longest, self.uniform)
             # A heartbeat is due an interval after the last one was sent, however long its reply took.
-            wait = pause - (now - asked)
-        if end is not None:
-            wait = min(wait, end - now)
-        if handoff_timeout is not None and beating and not unclaimed:
-            wait = min(wait, started + handoff_timeout - now)
-        yield Pause(max(wait, _SHORTEST_PAUSE))
+            wait = pause - (now - self.asked)
+        return max(min(wait, self._limit() - now), _SHORTEST_PAUSE)
 
 
-def _is_over(end: float | None, clock: Clock) -> bool:
-    return end is not None and clock() >= end
+def _or_none(seconds: float) -> float | None:
+    return None if seconds == math.inf else seconds
 
 
 def look_at_run(
-    workflow_run_id: int, *, keep_alive: KeepAlive, heartbeat_interval: float, report_by_buffer: float
+    workflow_run_id: int,
+    *,
+    keep_alive: KeepAlive,
+    heartbeat_interval: float,
+    report_by_buffer: float,
+    last: RunStatus | None = None,
 ) -> Conversation[RunStatus]:
     """Return a run's status, beating once if that is our business. For callers that come by now and then.
+
+    Where the status is not known, it is first only read: a heartbeat can move a run.
 
     :param keep_alive: in which statuses to beat.
     :param heartbeat_interval: seconds between heartbeats.
     :param report_by_buffer: a heartbeat is good for the interval times this.
+    :param last: what the caller's look before this one returned: saves a request, and the warning about a
+        status that this version does not know. Default: not known.
     :raises JobmonError: the server was not reached, or says no.
     """
     good_for = heartbeat_interval * report_by_buffer
-    if not decisions.beats(keep_alive, RunStatus.LINKING):
-        status: RunStatus = yield Ask(protocol.peek_status(workflow_run_id))
+    if last is not None and decisions.beats(keep_alive, last):
+        status: RunStatus = yield Ask(protocol.log_heartbeat(workflow_run_id, last, good_for))
         return status
-    status = yield Ask(protocol.log_heartbeat(workflow_run_id, RunStatus.LINKING, good_for))
-    if status is not RunStatus.LINKING and decisions.beats(keep_alive, status):
+    status = yield from _of_a_young_run(protocol.peek_status(workflow_run_id), last)
+    if not status.is_known and status != last:
+        yield Note(logging.WARNING, f"workflow run {workflow_run_id} is {status}: {status.meaning}")
+    if decisions.beats(keep_alive, status):
         status = yield Ask(protocol.log_heartbeat(workflow_run_id, status, good_for))
+    return status
+
+
+def _of_a_young_run(call: Call[RunStatus], last: RunStatus | None) -> Conversation[RunStatus]:
+    """Ask about a run that may have been created a moment ago, by a server that replies before it commits."""
+    for pause in (0.25, 0.5, 1.0) if last is None else ():
+        try:
+            status: RunStatus = yield Ask(call)
+            return status
+        except WorkflowRunNotFound:
+            yield Pause(pause)
+    status = yield Ask(call)
     return status
 
 
@@ -349,6 +663,18 @@ def _given_up(workflow_run_id: int, elapsed: float, *, by_deadline: bool) -> Run
     )
 
 
-def _overdue(workflow_run_id: int, elapsed: float, status: RunStatus | None) -> str:
+def _not_aborted(workflow_run_id: int, elapsed: float, window: float, error: JobmonError | None) -> str:
+    return (
+        f"workflow run {workflow_run_id} was not seen to be taken by an executor within {elapsed:.0f} s, and"
+        f" could not be aborted: {error or 'refused'}. Its heartbeat runs out by itself within {window:.0f} s"
+    )
+
+
+def _overdue(
+    workflow_run_id: int, elapsed: float, status: RunStatus | None, error: JobmonError | None
+) -> str:
     known = f"is still {status}: {status.meaning}" if status else "could not be asked about"
-    return f"workflow run {workflow_run_id} {known}, and its time is over after {elapsed:.0f} s"
+    if status is not None and error is not None:
+        known = f"was {status} when Jobmon last answered"
+    text = f"workflow run {workflow_run_id} {known}, and its time is over after {elapsed:.0f} s"
+    return text if error is None else f"{text}. {error}"

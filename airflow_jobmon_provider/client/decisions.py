@@ -19,6 +19,13 @@ Uniform = Callable[[float, float], float]
 LONGEST_RESUME_PAUSE = 10.0
 LONGEST_OUTAGE_PAUSE = 10.0
 
+COMMIT_PATIENCE = 10.0
+"""Seconds of a run's life in which its server may not have committed it yet (a server may reply before)."""
+
+STARTUP_WARNING = 300.0
+
+_LEAST_BEAT_TIMEOUT = 1.0
+
 
 class KeepAlive(str, Enum):
     """For how long a run's heartbeat is this client's business (design rule 1)."""
@@ -39,6 +46,32 @@ def beats(keep_alive: KeepAlive, status: RunStatus) -> bool:
     if status is RunStatus.LINKING:
         return keep_alive is not KeepAlive.NEVER
     return status is RunStatus.RUNNING and keep_alive is KeepAlive.UNTIL_DONE
+
+
+def is_starting(status: RunStatus) -> bool:
+    """Whether an executor has a run in this status and has not begun: Jobmon's reaper ends none of these."""
+    return status in (RunStatus.BOUND, RunStatus.INSTANTIATED, RunStatus.LAUNCHED)
+
+
+def beat_timeout(left: float | None, window: float) -> float:
+    """Return how long to wait for the reply to a heartbeat: a third of what is left of the run's window.
+
+    So a reply that hangs leaves time for others, whatever a connection allows for each request. Where the
+    last heartbeat is not known, a tenth of the window: it may be nearly out.
+
+    :param left: seconds until the last heartbeat runs out; None: not known.
+    :param window: seconds for which a heartbeat is good.
+    """
+    share = window / 10 if left is None else (left if left > 0 else window) / 3
+    return max(share, _LEAST_BEAT_TIMEOUT)
+
+
+def startup_warning(limit: float | None) -> float:
+    """Return after how many seconds to warn of a run whose executor has not begun.
+
+    :param limit: seconds after which the run is ended; None: never.
+    """
+    return STARTUP_WARNING if limit is None else min(STARTUP_WARNING, limit / 2)
 
 
 class ResumeStep(Enum):

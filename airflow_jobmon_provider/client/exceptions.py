@@ -100,10 +100,6 @@ class UnreadableReply(InvalidResponse):
     """A reply that is not Jobmon's: HTML, broken JSON, a missing or wrong key. Asking again won't help."""
 
 
-class CertificateNotTrusted(InvalidResponse):
-    """The server's certificate is not trusted. Asking again won't help; another CA bundle would."""
-
-
 REFUSALS = (NotAuthorized, CertificateNotTrusted)
 """What ends a conversation, unless the connection says something else by now."""
 

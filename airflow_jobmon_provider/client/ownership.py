@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 
 from airflow_jobmon_provider.client import decisions, protocol
-from airflow_jobmon_provider.client.conversations import Ask, Clock, Conversation, Note, Outage, Pause
+from airflow_jobmon_provider.client.conversations import (
+    Ask,
+    Clock,
+    Conversation,
+    Note,
+    Outage,
+    Pause,
+    RunEnd,
+    RunOutcome,
+    ended,
+)
 from airflow_jobmon_provider.client.decisions import Uniform
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
@@ -16,6 +27,9 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.protocol import CreatedRun
 from airflow_jobmon_provider.client.statuses import RunStatus
+
+_SHORTEST_REQUEST = 1.0  # seconds: less would lose replies of a server that is only busy
+_OVERDUE_PATIENCE = 5.0
 
 
 def create_run(
@@ -37,7 +51,7 @@ def create_run(
 
     :param user: who the run is for, as Jobmon records it.
     :param good_for: seconds for which the run counts as alive without a heartbeat.
-    :param timeout: seconds after which to give up.
+    :param timeout: seconds after which to give up. No request lasts longer, but each has a second at least.
     :param perhaps_lost: an earlier try of the same task may have lost a run: wait for one that is in the way.
     :param clock: monotonic seconds.
     :raises WorkflowBusy: somebody else has a run of the workflow, or still has at the time-out.
@@ -45,17 +59,19 @@ def create_run(
     :raises ServerFailure, ServerUnreachable: the server did not answer until the time-out.
     """
     started = clock()
+    end = started + timeout
     waiting = False
     failed = False
     while True:
         problem: JobmonError
         try:
-            created: CreatedRun = yield Ask(protocol.create_workflow_run(workflow_id, user, good_for))
+            call = protocol.create_workflow_run(workflow_id, user, good_for)
+            created: CreatedRun = yield Ask(call, _left(end, clock))
             return created
         except WorkflowBusy as error:
             problem = error
             if not perhaps_lost:
-                raise (yield from _with_owner(workflow_id, error)) from None
+                raise (yield from _with_owner(workflow_id, error, end, clock)) from None
             if not waiting:
                 waiting = True
                 yield Note(
@@ -63,7 +79,7 @@ def create_run(
                     f"workflow {workflow_id} has a run in the way, which may be one whose reply was lost;"
                     f" waiting up to {timeout - (clock() - started):.0f} s for its heartbeat to run out",
                 )
-            yield from _reap_lost_run(workflow_id)
+            yield from _reap_lost_run(workflow_id, end, clock)
         except (ServerFailure, ServerUnreachable) as error:
             problem = error
             perhaps_lost = perhaps_lost or error.processed
@@ -72,15 +88,22 @@ def create_run(
                 yield Note(logging.WARNING, f"workflow {workflow_id}: creating a run, trying on: {error}")
         elapsed = clock() - started
         if elapsed >= timeout:
-            raise (yield from _with_owner(workflow_id, problem)) from None
+            raise (yield from _with_owner(workflow_id, problem, end, clock)) from None
         yield Pause(max(min(decisions.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
 
 
-def _with_owner(workflow_id: int, problem: JobmonError) -> Conversation[JobmonError]:
+def _left(end: float, clock: Clock) -> float:
+    """Return how many seconds a request may take whose answer is wanted by the end, at least one."""
+    return max(end - clock(), _SHORTEST_REQUEST)
+
+
+def _with_owner(
+    workflow_id: int, problem: JobmonError, end: float, clock: Clock
+) -> Conversation[JobmonError]:
     """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.7)."""
     if isinstance(problem, WorkflowBusy):
         try:
-            details = yield Ask(protocol.workflow_details(workflow_id, refused=True))
+            details = yield Ask(protocol.workflow_details(workflow_id, refused=True), _left(end, clock))
         except JobmonError:
             details = None
         if details is not None and details.run_user is not None:
@@ -88,16 +111,16 @@ def _with_owner(workflow_id: int, problem: JobmonError) -> Conversation[JobmonEr
     return problem
 
 
-def _reap_lost_run(workflow_id: int) -> Conversation[None]:
+def _reap_lost_run(workflow_id: int, end: float, clock: Clock) -> Conversation[None]:
     """Reap the workflow's run in LINKING if its heartbeat has run out. Never a run of another workflow.
 
     3.4.8 lists only the runs of its own version, which no route tells, so there it is Jobmon's reaper's work.
     """
     try:
-        lost = yield Ask(protocol.lost_workflow_runs(RunStatus.LINKING))
+        lost = yield Ask(protocol.lost_workflow_runs(RunStatus.LINKING), _left(end, clock))
         for run in lost:
             if run.workflow_id == workflow_id:
-                yield Ask(protocol.reap(run.workflow_run_id))
+                yield Ask(protocol.reap(run.workflow_run_id), _left(end, clock))
                 yield Note(logging.INFO, f"reaped workflow run {run.workflow_run_id}: nobody kept it alive")
     except JobmonError as error:
         yield Note(logging.DEBUG, f"workflow {workflow_id}: no lost run could be reaped: {error}")
@@ -136,27 +159,99 @@ def give_up_run(
 ) -> Conversation[RunStatus | None]:
     """Abort a run that nobody has taken; stop one that an executor has, if that is wanted.
 
+    A signal to stop moves a run in B or R only (protocol page). One in I or O is asked about until it is
+    RUNNING, and then told to stop. A warning says so where that was not in time.
+
     :param stop_workflow: the run's workflow, to be told to stop (cold resume); None: leave a run alone that
         an executor has. The signal goes out only while this run is the workflow's active one.
-    :param timeout: seconds after which to stop trying.
+    :param timeout: seconds after which to stop trying. No request lasts longer than a third of them, but each
+        has a second at least.
     :param clock: monotonic seconds.
     :returns: the status that the server last reported; None: it did not answer.
-    :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final.
+    :raises WorkflowRunNotFound: there is no such run, still after ten seconds: a server may reply before it
+        has committed what it says.
+    :raises InvalidRequest, UnreadableReply: final.
     """
     started = clock()
-    outage = Outage(f"workflow run {workflow_run_id}", clock)
+    end = started + timeout
+    outage = Outage(
+        f"workflow run {workflow_run_id}", clock, not_found_until=started + decisions.COMMIT_PATIENCE
+    )
     status: RunStatus | None = None
     while True:
-        # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing.
-        seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED))
+        # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing. The reply
+        # counts, not a look after it: that may still say LINKING.
+        patience = max(min(timeout / 3, _left(end, clock)), _SHORTEST_REQUEST)
+        seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED), patience)
         status = seen or status
         if seen is not None:
             stopping = seen in (RunStatus.COLD_RESUME, RunStatus.HOT_RESUME)
-            if seen.is_terminal or stopping or stop_workflow is None:
+            left_alone = stop_workflow is None and seen is not RunStatus.LINKING
+            if seen.is_terminal or stopping or left_alone:
                 return seen
-            if seen in (RunStatus.BOUND, RunStatus.RUNNING):  # I and O are not moved, and last a moment
-                yield from outage.ask(protocol.set_resume(stop_workflow, reset_running_jobs=True))
+            # In a status that is not known, this run is not what the signal would move.
+            if stop_workflow is not None and seen in (RunStatus.BOUND, RunStatus.RUNNING):
+                # If the reply is lost, the status is read again before another signal.
+                signal = protocol.set_resume(stop_workflow, reset_running_jobs=True)
+                yield from outage.ask(signal, _left(end, clock))
         elapsed = clock() - started
         if elapsed >= timeout:
+            text = _what_is_left(workflow_run_id, status, stop_workflow, outage.error)
+            yield Note(
+                logging.WARNING, f"workflow run {workflow_run_id} was not stopped in {elapsed:.0f} s: {text}"
+            )
             return status
         yield Pause(max(min(uniform(0.3, 0.6), timeout - elapsed), 0.001))
+
+
+def _what_is_left(
+    workflow_run_id: int, status: RunStatus | None, stop_workflow: int | None, error: JobmonError | None
+) -> str:
+    """Return what became of a run that could not be given up, and what the user can do."""
+    found = f"it is {status}" if error is None else f"it was {status or 'not asked about'}, and {error}"
+    if status is RunStatus.LINKING or stop_workflow is None:
+        return f"{found}. If no executor takes it, its heartbeat runs out by itself"
+    if status is not None and decisions.is_starting(status):
+        return (
+            f"{found}, where it cannot be told to stop. End its executor on the cluster, or resume workflow"
+            f" {stop_workflow} once the run is RUNNING"
+        )
+    return f"{found}. To stop it, resume workflow {stop_workflow}, or end its executor on the cluster"
+
+
+def give_up_overdue_run(
+    end: RunEnd,
+    workflow_run_id: int,
+    *,
+    stop_workflow: int | None,
+    clock: Clock,
+    uniform: Uniform = random.uniform,
+) -> Conversation[RunEnd]:
+    """Stop a run of ours whose time was over when its watch ended, for where nothing else is sure to do it.
+
+    Airflow 2.11 ends a task that comes back after its ``execution_timeout`` before any code of ours runs.
+
+    :param end: how the watch ended. Where the server does not answer, it stays as it is: the watch has tried.
+    :param stop_workflow: see :func:`give_up_run`; None: the watch has done what there is to do.
+    :param clock: monotonic seconds.
+    :returns: the end as it is then; it is another one if the run has ended by itself meanwhile. Raises no
+        ``JobmonError``.
+    """
+    over = end.outcome is RunOutcome.TIMEOUT and end.answered
+    if stop_workflow is None or not over or end.status is None or end.status.is_terminal:
+        return end
+    giving_up = give_up_run(
+        workflow_run_id, stop_workflow=stop_workflow, timeout=_OVERDUE_PATIENCE, clock=clock, uniform=uniform
+    )
+    try:
+        status = yield from giving_up
+    except JobmonError as error:
+        yield Note(logging.WARNING, f"workflow run {workflow_run_id} could not be stopped: {error}")
+        return end
+    if status in (RunStatus.DONE, RunStatus.ERROR, RunStatus.STOPPED):
+        return ended(workflow_run_id, status)
+    if status is None:
+        return replace(end, answered=False)
+    told = status.is_terminal or status in (RunStatus.COLD_RESUME, RunStatus.HOT_RESUME)
+    then = f"Told to stop, it is {status}" if told else f"It could not be told to stop yet, as it is {status}"
+    return replace(end, status=status, message=f"{end.message}. {then}")

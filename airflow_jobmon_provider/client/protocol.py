@@ -40,7 +40,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotResumable,
     WorkflowRunNotFound,
 )
-from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.statuses import RunStatus, read_status
 from airflow_jobmon_provider.client.text import (
     EXCERPT_LENGTH,
     NO_SECRETS,
@@ -328,9 +328,13 @@ def create_workflow_run(workflow_id: int, user: str, next_report_increment: floa
 def log_heartbeat(workflow_run_id: int, status: RunStatus, next_report_increment: float) -> Call[RunStatus]:
     """POST log_heartbeat: say that the run is alive, and learn its status.
 
-    :param status: the status that the server last reported, nothing else: a heartbeat can move a run.
+    :param status: the status that the server last reported, nothing else: a heartbeat can move a run. One
+        that this version does not know is never sent: what it would do is not known either, so the status is
+        only read then (:func:`peek_status`).
     :param next_report_increment: seconds for which this heartbeat is good.
     """
+    if not status.is_known:
+        return peek_status(workflow_run_id)
     return Call(
         "post",
         f"/workflow_run/{workflow_run_id}/log_heartbeat",
@@ -601,7 +605,7 @@ def _indented(line: str) -> str:
 def _run_status(reply: Any) -> RunStatus:
     code = _key(reply, "status", str)
     try:
-        return RunStatus(code)
+        return read_status(code)
     except ValueError:
         raise UnreadableReply(f"{excerpt(code)!r} is no status of a workflow run") from None
 

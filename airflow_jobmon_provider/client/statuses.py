@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
+
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,20}")
 
 
 class RunStatus(str, Enum):
-    """Status of a workflow run. A value compares equal to Jobmon's one-letter code."""
+    """Status of a workflow run. A value compares equal to Jobmon's one-letter code.
+
+    A server that is newer than this client may report a status that has no member here. :func:`read_status`
+    makes a value for it that is shown as ``UNKNOWN (X)``, has not ended, and equals its code.
+    """
 
     REGISTERED = "G"
     LINKING = "L"
@@ -28,9 +35,14 @@ class RunStatus(str, Enum):
         return self in _TERMINAL
 
     @property
+    def is_known(self) -> bool:
+        """Whether this version of the client knows the status, and so what may be done in it."""
+        return self in _MEANING
+
+    @property
     def meaning(self) -> str:
         """What this status tells the user, in a few words."""
-        return _MEANING[self]
+        return _MEANING.get(self, "a status that this version of the provider does not know")
 
     def __str__(self) -> str:
         """Name and code, as shown to users: ``RUNNING (R)``."""
@@ -56,6 +68,23 @@ _MEANING = {
     RunStatus.HOT_RESUME: "asked to stop once its running tasks have finished",
     RunStatus.TERMINATED: "it was stopped by a resume of the workflow",
 }
+
+
+def read_status(code: str) -> RunStatus:
+    """Return the status of a code that a server sent, also of one that only a newer server knows.
+
+    :param code: Jobmon's code.
+    :raises ValueError: the text cannot be a code: letters, digits, ``_`` and ``-``, 20 at most.
+    """
+    try:
+        return RunStatus(code)
+    except ValueError:
+        if not _CODE.fullmatch(code):
+            raise
+    # Enum makes no new members, and this is none: not in RunStatus, not found by RunStatus(code).
+    unknown = str.__new__(RunStatus, code)
+    unknown._name_, unknown._value_ = "UNKNOWN", code
+    return unknown
 
 
 class WorkflowStatus(str, Enum):

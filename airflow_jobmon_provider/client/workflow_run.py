@@ -29,7 +29,7 @@ from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_TIMEOUT,
     heartbeat_defaults,
 )
-from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.statuses import RunStatus, read_status
 from airflow_jobmon_provider.client.validation import positive_id, seconds
 
 logger = logging.getLogger(__name__)
@@ -266,7 +266,7 @@ class WorkflowRun:
         :raises WorkflowRunNotFound: the server does not know the run any more.
         """
         good_for = self.heartbeat_interval * self.heartbeat_report_by_buffer
-        known = RunStatus(self.status)
+        known = read_status(self.status or "")
         return self._learn(ask(self.requester, protocol.log_heartbeat(self.workflow_run_id, known, good_for)))
 
     def peek_status(self) -> str:
@@ -290,6 +290,8 @@ class WorkflowRun:
             logger.warning("%r: Jobmon refused to move it to %s", self, wanted)
 
     def _learn(self, status: RunStatus) -> str:
+        if not status.is_known and status != self._status:
+            logger.warning("Workflow run %s is %s: %s", self._workflow_run_id, status, status.meaning)
         self._status = status.value
         return status.value
 

@@ -29,6 +29,8 @@ from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_jobmon_provider.client.statuses import RunStatus
+
 
 class _JobmonSensor(BaseSensorOperator):
     """What both sensors do alike: outlive an outage, and end as the trigger's event says."""
@@ -165,6 +167,7 @@ class WorkflowRunSensor(_JobmonSensor):
         self.workflow_run_heartbeat_interval = workflow_run_heartbeat_interval
         self.heartbeat_report_by_buffer = heartbeat_report_by_buffer
         self.poll_interval = seconds("poll_interval", poll_interval, above=0)
+        self._last_status: RunStatus | None = None
 
     def execute(self, context: Context) -> Any:
         """Wait; the first look is on the worker, so that nothing is deferred that is over already."""
@@ -206,9 +209,13 @@ class WorkflowRunSensor(_JobmonSensor):
                 f" {self.poke_interval:g}: the run would be lost between two pokes"
             )
         look = look_at_run(
-            workflow_run_id, keep_alive=keep_alive, heartbeat_interval=interval, report_by_buffer=buffer
+            workflow_run_id,
+            keep_alive=keep_alive,
+            heartbeat_interval=interval,
+            report_by_buffer=buffer,
+            last=self._last_status,
         )
-        status = hook.converse(look, log=self.log)
+        status = self._last_status = hook.converse(look, log=self.log)
         if not status.is_terminal:
             self.log.info("Workflow run %d is %s: %s", workflow_run_id, status, status.meaning)
             return False

@@ -251,9 +251,11 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         marks or clears it, while it is LINKING. Default False.
     :param workflow_id: the run's workflow, for ``cancel_on_kill`` and the event. Default: not known.
     :param cancel_on_kill: also stop an owned run that an executor has, by a cold resume signal to its
-        workflow, when a user marks or clears the task. Default False.
+        workflow, when a user marks or clears the task, or the deadline is over. Default False.
     :param created_at: seconds since the epoch when the run was made. Default: now. Looks are frequent while a
         run is young.
+    :param startup_timeout: seconds that an owned run may stay in BOUND, INSTANTIATED or LAUNCHED; then it is
+        moved to ERROR, as nothing else ends a run whose executor died there. Default: for ever.
     :param server: address of the server on which the run lives (``Settings.service_url``). Where the
         connection names another, the trigger ends with an error. Default: not known, whatever it names is
         taken for it.
@@ -274,6 +276,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         created_at: float | None = None,
         workflow_id: int | None = None,
         cancel_on_kill: bool = False,
+        startup_timeout: float | None = None,
         server: str | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id, server)
@@ -290,6 +293,9 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         self.owned = owned
         self.workflow_id = None if workflow_id is None else positive_id("workflow_id", workflow_id)
         self.cancel_on_kill = cancel_on_kill
+        self.startup_timeout = (
+            None if startup_timeout is None else seconds("startup_timeout", startup_timeout, above=0)
+        )
         self.created_at = time.time() if created_at is None else seconds("created_at", created_at)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -309,6 +315,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
                 "created_at": self.created_at,
                 "workflow_id": self.workflow_id,
                 "cancel_on_kill": self.cancel_on_kill,
+                "startup_timeout": self.startup_timeout,
                 "server": self.server,
             },
         )
@@ -316,6 +323,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     async def _wait(self, requester: AsyncRequester) -> dict[str, Any]:
         from airflow_jobmon_provider.client.conversations import watch_run
         from airflow_jobmon_provider.client.follow import ProgressWatch
+        from airflow_jobmon_provider.client.ownership import give_up_overdue_run
 
         interval, buffer = heartbeat_of(
             requester.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
@@ -331,11 +339,21 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             clock=time.monotonic,
             handoff_timeout=None if self.handoff_deadline is None else _remaining(self.handoff_deadline),
             timeout=None if self.deadline is None else _remaining(self.deadline),
+            startup_timeout=self.startup_timeout,
             owned=self.owned,
             age=age,
             progress=progress or None,
         )
-        return run_event(self.workflow_run_id, await requester.converse(watch, log=self.logger()))
+        end = await requester.converse(watch, log=self.logger())
+        # On Airflow 2.11 nothing that comes after this trigger is sure to run once the deadline is over.
+        stopping = give_up_overdue_run(
+            end, self.workflow_run_id, stop_workflow=self._workflow_to_stop(), clock=time.monotonic
+        )
+        end = await requester.converse(stopping, log=self.logger())
+        return run_event(self.workflow_run_id, end)
+
+    def _workflow_to_stop(self) -> int | None:
+        return self.workflow_id if self.owned and self.cancel_on_kill else None
 
     async def on_kill(self) -> None:
         """Abort the run if it is ours and nobody has taken it; stop it as ``cancel_on_kill`` says.
@@ -345,21 +363,29 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         """
         if not self.owned:
             return
+        from airflow_jobmon_provider.client.text import excerpt
+
+        try:
+            # A little longer than what is inside, which ends by itself and says more.
+            await asyncio.wait_for(self._give_up(), ON_KILL_TIMEOUT + 1)
+        except Exception as error:  # whatever it is, the user's act must not fail because of it
+            ours = isinstance(error, (JobmonError, AirflowNotFoundException, ValueError))
+            why = str(error) if ours else excerpt(error) or f"no answer within {ON_KILL_TIMEOUT:g} s"
+            self.log.warning("Workflow run %d could not be stopped: %s", self.workflow_run_id, why)
+
+    async def _give_up(self) -> None:
         from airflow_jobmon_provider.client.ownership import give_up_run
 
-        giving_up = give_up_run(
-            self.workflow_run_id,
-            stop_workflow=self.workflow_id if self.cancel_on_kill else None,
-            timeout=ON_KILL_TIMEOUT,
-            clock=time.monotonic,
-        )
-        try:
-            async with await self._connect(_KILL_READING) as requester:
-                status = await requester.converse(giving_up, log=self.log)
-        except Exception as error:
-            self.log.warning("Workflow run %d could not be stopped: %s", self.workflow_run_id, error)
-        else:
-            self.log.info("Workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
+        end = time.monotonic() + ON_KILL_TIMEOUT
+        async with await self._connect(_KILL_READING) as requester:
+            giving_up = give_up_run(
+                self.workflow_run_id,
+                stop_workflow=self._workflow_to_stop(),
+                timeout=max(end - time.monotonic(), 0.0),
+                clock=time.monotonic,
+            )
+            status = await requester.converse(giving_up, log=self.log)
+        self.log.info("Workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
 
     def _event(self, status: str, message: str) -> dict[str, Any]:
         return {"status": status, "workflow_run_status": None, "message": message}

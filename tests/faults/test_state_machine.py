@@ -433,6 +433,10 @@ class Interleavings(RuleBasedStateMachine):
 
     def watch_returned(self, talk: Talk, end: RunEnd) -> None:
         status = self.read()[talk.run].status
+        if end.outcome is RunOutcome.HANDOFF_TIMEOUT and not end.answered:
+            self.kept.discard(talk.run)  # it could not be aborted, and nobody keeps it alive any more
+            assert talk.faults
+            return
         assert status in TERMINAL
         assert end.status == status
         assert (end.outcome is RunOutcome.DONE) == (status == "D")
