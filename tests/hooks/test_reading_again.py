@@ -262,7 +262,7 @@ async def test_many_triggers_that_are_refused_read_the_connection_a_few_times(
 
     async def reading(self: JobmonHook) -> Any:
         readings.append(1)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)  # most are refused while one reads
         return await read(self)
 
     monkeypatch.setattr(JobmonHook, "_aread", reading)
@@ -272,7 +272,7 @@ async def test_many_triggers_that_are_refused_read_the_connection_a_few_times(
         connection(jobmon.url, password="new")
         statuses = await asyncio.gather(*(r.ask(protocol.peek_status(7)) for r in requesters))
     assert set(statuses) == {RunStatus.RUNNING}
-    assert len(readings) < 12
+    assert len(readings) < len(requesters) / 2
 
 
 async def test_requests_of_one_transport_change_together(

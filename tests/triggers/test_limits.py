@@ -233,7 +233,7 @@ async def test_a_kill_says_what_is_left_of_a_run_that_cannot_be_told_to_stop_yet
     workflow = sandbox.make_workflow_in("O")
     run, stop = workflow.workflow_run_id, {"workflow_id": workflow.workflow_id, "cancel_on_kill": True}
     await stored(trigger(run, owned=True, **stop)).on_kill()  # type: ignore[attr-defined]
-    assert f"workflow run {run} was not stopped in 0" in logged()
+    assert f"workflow run {run} was not stopped in " in logged()
     assert sandbox.run_status(run or 0) == "O"
 
 
