@@ -159,7 +159,7 @@ def _proxy_to(service_url: str) -> Proxy | None:
         raise ConfigError(f"{which} cannot be read: {hint}") from None
     if url.scheme.lower() != "http":
         raise ConfigError(f"{which} is of the kind {shown(url.scheme)}, which cannot be used: {hint}")
-    if not host or port == 0:
+    if not host:
         raise ConfigError(f"{which} cannot be read: {hint}")
     authorization = None
     if url.username:
