@@ -8,6 +8,7 @@ own. So neither does: both transports are given what is decided here, by rules t
 
 from __future__ import annotations
 
+import functools
 import os
 import ssl
 from collections.abc import Mapping
@@ -117,16 +118,29 @@ def way_to(settings: Settings) -> Way:
 
     :raises ConfigError: the environment names a proxy that the transports cannot use.
     """
-    verify = settings.verify
+    certificate = (settings.client_cert, settings.client_key)
+    return _way(settings.service_url, settings.verify, *certificate, tuple(map(os.environ.get, _READ)))
+
+
+# What is read of the environment, by requests' functions, too.
+_READ = (
+    *("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
+    *("no_proxy", "NO_PROXY", "REQUEST_METHOD", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
+
+
+@functools.lru_cache(maxsize=64)  # thousands of triggers start at the same moment
+def _way(
+    service_url: str,
+    verify: bool | str,
+    cert: str | None,
+    key: str | None,
+    environment: tuple[str | None, ...],
+) -> Way:
     if verify is True:
-        verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    return Way(
-        _proxy_to(settings.service_url),
-        verify,
-        settings.client_cert,
-        settings.client_key,
-        tls=urlsplit(settings.service_url).scheme == "https",
-    )
+        verify = environment[-2] or environment[-1] or True
+    tls = urlsplit(service_url).scheme == "https"
+    return Way(_proxy_to(service_url), verify, cert, key, tls)
 
 
 def _proxy_to(service_url: str) -> Proxy | None:
@@ -145,7 +159,7 @@ def _proxy_to(service_url: str) -> Proxy | None:
         raise ConfigError(f"{which} cannot be read: {hint}") from None
     if url.scheme.lower() != "http":
         raise ConfigError(f"{which} is of the kind {shown(url.scheme)}, which cannot be used: {hint}")
-    if not host or port == 0:
+    if not host:
         raise ConfigError(f"{which} cannot be read: {hint}")
     authorization = None
     if url.username:
