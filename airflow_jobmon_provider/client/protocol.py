@@ -449,7 +449,8 @@ def _owner(rows: list[dict[str, Any]], *, refused: bool) -> str | None:
 def task_counts(workflow_id: int) -> Call[TaskCounts]:
     """GET workflow_status_viz: how many tasks are where. Costs the server O(tasks): spend it sparingly.
 
-    A workflow that does not exist, or has no tasks, is a 500 on 3.4.8 that looks like any other.
+    A workflow that does not exist, or has no tasks, is a 500 on 3.4.8 that looks like any other; 3.7 counts
+    nought.
     """
 
     def read(reply: Any) -> TaskCounts:
