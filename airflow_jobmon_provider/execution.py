@@ -2,8 +2,8 @@
 
 The executor lives in a session of its own and writes into a file without a name, so that it survives the
 worker's death once it has taken the run: the next try of the task goes on watching it. Before that, it ends
-with the worker, by a socket that the worker holds open: the next try starts another executor then. By the same
-socket it says when it takes the run.
+with the worker, by a socket that the worker holds open: the next try starts another executor then. By the
+same socket it says when it takes the run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,14 +42,20 @@ KEEP = "JOBMON_EXECUTOR_KEEP"
 
 # What belongs to Airflow's own process: its settings, and its Python's modules, which are not Jobmon's.
 _AIRFLOWS = r"_*AIRFLOW.*|PYTHONHOME|PYTHONPATH|VIRTUAL_ENV|__PYVENV_LAUNCHER__"
-_CLOUDS = r"(AWS|AZURE|ARM|GOOGLE|GCP|GCLOUD|CLOUDSDK|VAULT|DATABRICKS|SNOWFLAKE)_.*"
-_JOBMON_SERVERS = r"JOBMON__(DB|SESSION|OIDC|AUTH)__.*"
+_CLOUDS = r"(AWS|AZURE|GOOGLE|GCP|GCLOUD|CLOUDSDK|VAULT)_.*"
+_JOBMON_SERVERS = r"JOBMON__(DB|SESSION|OIDC)__.*"
 _SECRETS = (
     r".*(PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL).*"
     r"|.*TOKENS?(_.*)?|(.*_)?(API|ACCESS|PRIVATE|FERNET)?KEYS?(_.*)?|.*_(PWD|PASS|DSN)"
 )
 _NOT_INHERITED = re.compile(f"{_AIRFLOWS}|{_CLOUDS}|{_JOBMON_SERVERS}|{_SECRETS}", re.IGNORECASE)
-_HAS_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s:@]*:[^/?#\s@]+@", re.IGNORECASE)
+_HAS_SECRET = re.compile(
+    r"[a-z][a-z0-9+.-]*://[^/?#\s:@]*:\S+@"  # scheme://user:password@host
+    r"|https?://[^/?#\s@]+@"  # https://token@host
+    r"|(^|[;&?\s])(password|passwd|pwd)=\S",  # Driver=…;UID=…;PWD=…
+    re.IGNORECASE,
+)
+_PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"})
 
 
 class ExecutorEnded(Exception):
@@ -100,9 +107,9 @@ def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
     kept = {name.strip() for name in environment.get(KEEP, "").split(",")}
 
     def is_seen(name: str, value: str) -> bool:
-        if name in kept or name.upper().endswith("_PROXY"):
+        if name in kept or name.upper() in _PROXIES or name.startswith("BASH_FUNC_"):  # a module system's
             return True
-        return not _NOT_INHERITED.fullmatch(name) and not _HAS_PASSWORD.search(value)
+        return not _NOT_INHERITED.fullmatch(name) and not _HAS_SECRET.search(value)
 
     return {name: value for name, value in environment.items() if is_seen(name, value)}
 
@@ -169,6 +176,7 @@ class Execution:
         self._read_up_to = 0
         self._unfinished = b""
         self._last_line = ""
+        self._stopping = threading.RLock()  # Airflow may want it stopped while the task does it already
         self._ended: int | None = None
         self._taken = False
         self._lifeline, executors_end = socket.socketpair()
@@ -240,11 +248,15 @@ class Execution:
 
         :param patience: seconds that it has to end by itself before it is told to.
         """
-        if self._process.returncode is not None:
-            return
+        with self._stopping:
+            if self._process.returncode is None:
+                self._stop(patience)
+            self.let_go()
+
+    def _stop(self, patience: float) -> None:
         try:
             self.wait(patience)
-            self._process.send_signal(signal.SIGTERM)
+            os.kill(self._process.pid, signal.SIGTERM)  # Popen's own way might reap it
             self.wait(_GRACE)
         except ExecutorEnded:
             pass
@@ -257,7 +269,6 @@ class Execution:
                 self.wait(_GRACE)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE)
-        self.let_go()
 
     def let_go(self) -> None:
         """Close what connects it to this process. One that has taken its run goes on."""

@@ -13,9 +13,12 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerFailure,
     ServerUnreachable,
     WorkflowBusy,
+    WorkflowRunNotFound,
 )
 from airflow_jobmon_provider.client.protocol import CreatedRun
 from airflow_jobmon_provider.client.statuses import RunStatus
+
+_LATE_COMMIT = 5.0  # seconds for which a run that has just been created may be unknown
 
 
 def create_run(
@@ -104,22 +107,33 @@ def _reap_lost_run(workflow_id: int) -> Conversation[None]:
 
 
 def end_without_executor(
-    workflow_run_id: int, *, clock: Clock, uniform: Uniform = random.uniform
+    workflow_run_id: int, *, taken: bool = True, clock: Clock, uniform: Uniform = random.uniform
 ) -> Conversation[RunStatus]:
     """End a run whose executor is known to be dead, as far as that is not the work of Jobmon's reaper.
 
     The reaper ends runs in R, C and H (protocol page, "Statuses"). One in L is aborted, so that no other
     executor waits for it; B, I and O are left by nobody else, and would stand in the workflow's way for ever.
 
+    A run that has just been created may not be there yet, where the server answers before it commits.
+
+    :param taken: the executor had asked for the run, so one in B, I or O is its own. False: it is another
+        executor's, and left alone. Default True.
     :param clock: monotonic seconds.
     :returns: the status that the run has now.
     :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final. An outage is not, and is outlived.
     """
+    started = clock()
     outage = Outage(f"workflow run {workflow_run_id}", clock)
     while True:
-        # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing.
-        seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED))
-        if seen in (RunStatus.BOUND, RunStatus.INSTANTIATED, RunStatus.LAUNCHED):
+        try:
+            # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing.
+            seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED))
+        except WorkflowRunNotFound:
+            if clock() - started >= _LATE_COMMIT:
+                raise
+            yield Pause(uniform(0.3, 0.6))
+            continue
+        if taken and seen in (RunStatus.BOUND, RunStatus.INSTANTIATED, RunStatus.LAUNCHED):
             seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ERROR))
         if seen is not None:
             return seen
