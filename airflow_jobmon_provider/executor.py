@@ -26,12 +26,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import enum
+import errno
+import hashlib
 import logging
 import os
 import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -282,9 +285,15 @@ class _Run:
         the same if the run is in that status already. So each looks before it moves, after a random pause:
         the later one then sees that the run has moved on. This is done twice, before BOUND and before
         RUNNING. Both go on only if, both times, both look before either has moved: within some milliseconds.
+        On one host, not even then: the first to get here has a lock.
 
         :raises Failure: another executor has taken the run, or it has ended.
         """
+        if not self._is_first_on_this_host():
+            what = (
+                f"workflow run {self.workflow_run_id} is about to be taken by another executor on this host"
+            )
+            raise Failure(Exit.NOT_TAKEN, what)
         time.sleep(random.uniform(*_SPREAD))  # noqa: S311
         if (status := self.peek()) != "L":
             raise self._not_taken(status)
@@ -295,6 +304,16 @@ class _Run:
         time.sleep(random.uniform(*_SPREAD))  # noqa: S311
         self._reach("O", self.peek)
         self._launched = True
+
+    def _is_first_on_this_host(self) -> bool:
+        """Whether no other executor on this host is about to take the run. While this one lives, none can be."""
+        run = f"{self.requester.url}{self._route}".encode()  # hashed, as it may hold a password
+        self._lock = socket.socket(socket.AF_UNIX)
+        try:
+            self._lock.bind("\0jobmon-executor-" + hashlib.sha256(run).hexdigest())  # no file: Linux's own
+        except OSError as error:  # elsewhere there is no such lock
+            return error.errno != errno.EADDRINUSE
+        return True
 
     def _reach(self, wanted: str, ask: Callable[[], str]) -> None:
         """Ask until the run is in one of some statuses. What was just said may not be committed yet."""

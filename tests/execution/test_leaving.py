@@ -231,12 +231,9 @@ sys.meta_path.insert(0, Slow())
     assert status(sandbox, workflow) == "A"
 
 
-@VERSIONS
-def test_a_signal_stops_tasks_that_run(
-    sandbox: JobmonSandbox, running: MakeRun, start: Start, newer: bool
-) -> None:
+def test_a_signal_stops_tasks_that_run(sandbox: JobmonSandbox, running: MakeRun, start: Start) -> None:
     workflow = running()
-    executor = start(workflow, newer=newer)
+    executor = start(workflow, newer=True)
     wait_until_running(sandbox, workflow)
     executor.process.send_signal(signal.SIGTERM)
     assert executor.end() == Exit.STOPPED, executor.output

@@ -81,12 +81,11 @@ def test_a_run_stays_linking_and_alive_while_the_swarm_reads_the_workflow(
     assert at["R"] - at["B"] < 10  # about half a second, but machines are slow
 
 
-@VERSIONS
 def test_a_host_that_is_lost_while_the_swarm_reads_leaves_a_run_to_the_reaper(
-    sandbox: JobmonSandbox, linking: MakeRun, start: Start, newer: bool
+    sandbox: JobmonSandbox, linking: MakeRun, start: Start
 ) -> None:
     workflow = linking()
-    executor = start(workflow, prelude=WHEN_BUILT, closed=("built",), newer=newer)
+    executor = start(workflow, prelude=WHEN_BUILT, closed=("built",))
     executor.wait_at("built")
     kill_group(executor.process.pid)
     executor.process.wait()
@@ -140,6 +139,10 @@ def test_of_two_executors_that_are_ready_at_the_same_time_one_goes_on(
     assert task_instances(sandbox, workflow) == 2  # one for each task
 
 
+ELSEWHERE = """
+import socket
+socket.socket.bind = lambda self, address: None  # as on a host of its own, where no other executor is seen
+"""
 HOLD_AFTER_PEEK = """
 asked(after=lambda route, message, reply: gate("peeked") if is_peek(route, message) and built() else None)
 from jobmon.client.swarm.workflow_run import WorkflowRun
@@ -151,12 +154,11 @@ asked(after=lambda route, message, reply: gate("bound") if is_move(route, messag
 """
 
 
-@VERSIONS
 def test_an_executor_that_moves_after_another_has_begun_withdraws(
-    sandbox: JobmonSandbox, linking: MakeRun, start: Start, newer: bool
+    sandbox: JobmonSandbox, linking: MakeRun, start: Start
 ) -> None:
     workflow = linking()
-    late = start(workflow, prelude=HOLD_AFTER_PEEK, closed=("peeked",), newer=newer)
+    late = start(workflow, prelude=HOLD_AFTER_PEEK + ELSEWHERE, closed=("peeked",), newer=True)
     late.wait_at("peeked")  # it has seen L, and is about to ask for B
     first = start(workflow)
     assert first.end() == Exit.DONE
@@ -171,7 +173,7 @@ def test_two_executors_that_both_read_b_find_out_before_running(
     sandbox: JobmonSandbox, linking: MakeRun, start: Start
 ) -> None:
     workflow = linking()
-    late = start(workflow, prelude=HOLD_AFTER_PEEK, closed=("peeked",))
+    late = start(workflow, prelude=HOLD_AFTER_PEEK + ELSEWHERE, closed=("peeked",))
     late.wait_at("peeked")
     slow = start(workflow, prelude=HOLD_AFTER_B, closed=("bound",))
     slow.wait_at("bound")  # the run is BOUND, and both have seen L
@@ -180,6 +182,20 @@ def test_two_executors_that_both_read_b_find_out_before_running(
     slow.open("bound")
     assert slow.end() == Exit.NOT_TAKEN
     assert (status(sandbox, workflow), task_instances(sandbox, workflow)) == ("D", 2)
+
+
+def test_on_one_host_the_first_to_be_ready_has_the_run_to_itself(
+    sandbox: JobmonSandbox, linking: MakeRun, start: Start
+) -> None:
+    workflow = linking()
+    first = start(workflow, prelude=HOLD_AFTER_PEEK, closed=("peeked",))
+    first.wait_at("peeked")
+    second = start(workflow)
+    assert second.end() == Exit.NOT_TAKEN, second.output
+    assert "about to be taken by another executor on this host" in second.output
+    assert status(sandbox, workflow) == "L"
+    first.open("peeked")
+    assert first.end() == Exit.DONE, first.output
 
 
 def test_a_run_that_is_told_to_stop_before_it_begins_is_terminated(
