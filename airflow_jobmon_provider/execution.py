@@ -2,7 +2,8 @@
 
 The executor lives in a session of its own and writes into a file without a name, so that it survives the
 worker's death once it has taken the run: the next try of the task goes on watching it. Before that, it ends
-with the worker, by a pipe that the worker holds open: the next try starts another executor then.
+with the worker, by a socket that the worker holds open: the next try starts another executor then. By the
+same socket it says when it takes the run.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import importlib.util
 import logging
 import math
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,15 +30,32 @@ from urllib.parse import quote, unquote, urlsplit
 from airflow_jobmon_provider.client.conversations import Log
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.settings import Settings
-from airflow_jobmon_provider.executor import Exit
+from airflow_jobmon_provider.executor import TAKEN, Exit
 
 EXECUTOR = Path(__file__).with_name("executor.py")
 
 _LOOK_INTERVAL = 0.2  # seconds
 _GRACE = 10.0  # seconds that the executor has to stop its distributor
 LONGEST_LINE = 4000
-# What belongs to Airflow's own process: its secrets, and its Python's modules, which are not Jobmon's.
-_NOT_INHERITED = ("AIRFLOW", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+KEEP = "JOBMON_EXECUTOR_KEEP"
+"""Names of variables, with commas between them, that executors get although they look like secrets."""
+
+# What belongs to Airflow's own process: its settings, and its Python's modules, which are not Jobmon's.
+_AIRFLOWS = r"_*AIRFLOW.*|PYTHONHOME|PYTHONPATH|VIRTUAL_ENV|__PYVENV_LAUNCHER__"
+_CLOUDS = r"(AWS|AZURE|GOOGLE|GCP|GCLOUD|CLOUDSDK|VAULT)_.*"
+_JOBMON_SERVERS = r"JOBMON__(DB|SESSION|OIDC)__.*"
+_SECRETS = (
+    r".*(PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL).*"
+    r"|.*TOKENS?(_.*)?|(.*_)?(API|ACCESS|PRIVATE|FERNET)?KEYS?(_.*)?|.*_(PWD|PASS|DSN)"
+)
+_NOT_INHERITED = re.compile(f"{_AIRFLOWS}|{_CLOUDS}|{_JOBMON_SERVERS}|{_SECRETS}", re.IGNORECASE)
+_HAS_SECRET = re.compile(
+    r"[a-z][a-z0-9+.-]*://[^/?#\s:@]*:\S+@"  # scheme://user:password@host
+    r"|https?://[^/?#\s@]+@"  # https://token@host
+    r"|(^|[;&?\s])(password|passwd|pwd)=\S",  # Driver=…;UID=…;PWD=…
+    re.IGNORECASE,
+)
+_PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"})
 
 
 class ExecutorEnded(Exception):
@@ -74,6 +95,25 @@ def _interpreter(command: Path) -> str | None:
     return None
 
 
+def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what an executor, and through it every task, may see of the worker's environment.
+
+    Left out are Airflow's own variables, those of cloud providers, Vault and Jobmon's server, and what looks
+    like a secret: by its name, or as an address with a password in it. Proxies stay, with their passwords:
+    without them nothing is reached. So does what ``JOBMON_EXECUTOR_KEEP`` names.
+
+    :param environment: the worker's.
+    """
+    kept = {name.strip() for name in environment.get(KEEP, "").split(",")}
+
+    def is_seen(name: str, value: str) -> bool:
+        if name in kept or name.upper() in _PROXIES or name.startswith("BASH_FUNC_"):  # a module system's
+            return True
+        return not _NOT_INHERITED.fullmatch(name) and not _HAS_SECRET.search(value)
+
+    return {name: value for name, value in environment.items() if is_seen(name, value)}
+
+
 def executor_environment(settings: Settings, interval: float, buffer: float) -> dict[str, str]:
     """Return the environment in which Jobmon's client uses the server that a connection names.
 
@@ -84,9 +124,7 @@ def executor_environment(settings: Settings, interval: float, buffer: float) -> 
     :raises ConfigError: Jobmon's client cannot reach the server in the way the connection wants.
     """
     url = urlsplit(settings.service_url)
-    environment = {
-        key: value for key, value in os.environ.items() if not key.upper().startswith(_NOT_INHERITED)
-    }
+    environment = inherited_environment(os.environ)
     credentials = _credentials(settings.headers)
     environment |= {
         "JOBMON__HTTP__SERVICE_URL": f"{url.scheme}://{credentials}{url.netloc}",
@@ -138,27 +176,49 @@ class Execution:
         self._read_up_to = 0
         self._unfinished = b""
         self._last_line = ""
-        ours_to_close, self._lifeline = os.pipe()
+        self._stopping = threading.RLock()  # Airflow may want it stopped while the task does it already
+        self._ended: int | None = None
+        self._taken = False
+        self._lifeline, executors_end = socket.socketpair()
+        self._lifeline.setblocking(False)
         try:
             self._process = subprocess.Popen(  # noqa: S603  # a list, never a shell; what it starts is configured
-                [*command, "--lifeline", str(ours_to_close)],
+                [*command, "--lifeline", str(executors_end.fileno())],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[ours_to_close],
+                pass_fds=[executors_end.fileno()],
                 start_new_session=True,
             )
         except OSError as error:
-            os.close(self._lifeline)
+            self._lifeline.close()
             raise ConfigError(f"{command[0]} cannot be started: {error.strerror}") from None
         finally:
-            os.close(ours_to_close)
+            executors_end.close()
 
     @property
     def exit_code(self) -> int | None:
         """Its exit code, see ``executor.Exit``; negative: the signal that killed it; None: it is at work."""
-        return self._process.poll()
+        if self._ended is None:
+            try:
+                # Only looked at: as long as the process is not reaped, no other can get its id, and so the id
+                # of its process group.
+                seen = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # something else in this process has reaped it
+                self._ended = self._process.poll()
+            else:
+                if seen is not None:
+                    self._ended = seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+        return self._ended
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether it has asked the server for the run: one that is past LINKING may be its own."""
+        if not self._taken and self._lifeline.fileno() >= 0:
+            with contextlib.suppress(OSError):  # BlockingIOError: it has said nothing
+                self._taken = self._lifeline.recv(1) == TAKEN
+        return self._taken
 
     @property
     def problem(self) -> str | None:
@@ -181,33 +241,40 @@ class Execution:
             rest = deadline - time.monotonic()
             if rest <= 0:
                 return
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(min(rest, _LOOK_INTERVAL))
+            time.sleep(min(rest, _LOOK_INTERVAL))
 
     def stop(self, patience: float = 0.0) -> None:
-        """End it and everything it has started.
+        """End it and everything it has started. A second call does nothing.
 
         :param patience: seconds that it has to end by itself before it is told to.
         """
+        with self._stopping:
+            if self._process.returncode is None:
+                self._stop(patience)
+            self.let_go()
+
+    def _stop(self, patience: float) -> None:
         try:
-            with contextlib.suppress(ProcessLookupError):
-                self.wait(patience)
-                self._process.terminate()
-                self.wait(_GRACE)
-                self._process.kill()
-                self.wait(_GRACE)
+            self.wait(patience)
+            os.kill(self._process.pid, signal.SIGTERM)  # Popen's own way might reap it
+            self.wait(_GRACE)
         except ExecutorEnded:
             pass
-        # A distributor that outlives its executor would go on starting tasks for nobody.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self.let_go()
+        # What it has started goes with it: a distributor would go on starting tasks for nobody. The group is
+        # killed before the executor is reaped, while its id cannot be another's.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ExecutorEnded):
+                self.wait(_GRACE)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE)
 
     def let_go(self) -> None:
         """Close what connects it to this process. One that has taken its run goes on."""
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        if self._lifeline.fileno() >= 0:
+            _ = self.has_taken  # it may be asked for later
+            self._lifeline.close()
             self._output.close()
 
     def _pass_on(self, *, last: bool) -> None:

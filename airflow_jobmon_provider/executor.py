@@ -10,6 +10,15 @@ It reaches the server as Jobmon's settings there say (``JOBMON__HTTP__SERVICE_UR
 Works with Jobmon 3.4 and with 3.6 and later. The last line of its output says how the run ended, and the exit
 code is one of :class:`Exit`. Whatever happens, it does not leave a run behind that nobody executes, unless it
 is killed: then Jobmon's reaper ends the run once its heartbeat has run out.
+
+The reaper ends runs in LINKING and RUNNING, but none in BOUND, INSTANTIATED or LAUNCHED. So the run stays
+LINKING, and is kept alive here, while the distributor starts and the swarm reads the workflow, which takes
+minutes for a million tasks. Only when the swarm asks for RUNNING does :meth:`_Run.take` move the run through
+the three statuses in between: about a second, in which a host that is lost leaves a run that the reaper
+does not see.
+
+Jobmon's distributor runs in a process of its own, this file with ``--distribute``, and ends with the
+executor, however that ends.
 """
 
 from __future__ import annotations
@@ -17,24 +26,36 @@ from __future__ import annotations
 import argparse
 import contextlib
 import enum
+import errno
+import hashlib
 import logging
 import os
+import random
 import re
-import select
+import shlex
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 STARTUP_TIMEOUT = 180  # seconds, as in Jobmon's own command
+STOP_TIMEOUT = 5  # seconds that a distributor has to end, when its executor was stopped or has died
+COMMIT_TIMEOUT = 10  # seconds within which the server shows what it has said (protocol page)
+UNKNOWN_TIMEOUT = 3  # seconds after which a run that the server does not know does not exist
+TAKEN = b"T"
+"""What the executor writes into its lifeline when it takes the run."""
 NO_TIMEOUT = (
     10 * 365 * 86400
 )  # Jobmon's own limit is ten hours; how long a run may take is Airflow's business
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_INSIST_AFTER = 2  # seconds until Stopped is raised again, where something has swallowed it
+_SPREAD = (0.05, 0.45)  # seconds; see _Run.take
 
 
 class Exit(enum.IntEnum):
@@ -55,11 +76,13 @@ class Exit(enum.IntEnum):
     STOPPED = 7
     """The execution was broken off by a signal, or because who had started it was gone."""
     NOT_TAKEN = 8
-    """The run is not LINKING, so it is not this executor's."""
+    """The run is not LINKING, or another executor was faster, so it is not this executor's."""
 
 
-class Failure(Exception):
+class Failure(BaseException):
     """The execution cannot go on; the message is one line for the user.
+
+    No ``Exception``: it is raised from under Jobmon's swarm, which would end the run or go on.
 
     :param code: the exit code.
     """
@@ -69,50 +92,81 @@ class Failure(Exception):
         self.code = code
 
 
-class Stopped(BaseException):
-    """A signal asked the executor to end. No ``Exception``: nothing in Jobmon must take it for an error."""
+class Stopped(SystemExit):
+    """A signal asked the executor to end.
+
+    No ``Exception``: nothing in Jobmon must take it for an error. No ``KeyboardInterrupt``: Jobmon would ask
+    on standard input what that means. A ``SystemExit``: asyncio, in which 3.6 and later run, lets it through.
+    """
 
 
-def execute(
-    workflow_id: int, workflow_run_id: int, cluster_name: str, taken: threading.Event, *, has_owner: bool
-) -> str:
+class _Owner:
+    """The process that started the executor and looks after the run until the executor takes it.
+
+    :param lifeline: one end of a socket whose other end the owner holds; None: there is no owner.
+    """
+
+    def __init__(self, lifeline: int | None) -> None:
+        self.lifeline = lifeline
+        self.taken = threading.Event()
+        """Set once the run is the executor's: just before the server is asked for it."""
+        self.exists = lifeline is not None
+        if lifeline is not None:
+            os.set_inheritable(lifeline, False)
+            threading.Thread(target=self._wait_for_death, args=(lifeline,), daemon=True).start()
+
+    def tell_taken(self) -> None:
+        """From now on the executor answers for the run, and goes on without the owner."""
+        self.taken.set()
+        if self.lifeline is not None:
+            with contextlib.suppress(OSError):  # it may be gone
+                os.write(self.lifeline, TAKEN)
+
+    def _wait_for_death(self, lifeline: int) -> None:
+        with contextlib.suppress(OSError):
+            os.read(lifeline, 1)
+        if not self.taken.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def execute(workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _Owner) -> str:
     """Execute a run to its end.
 
     :param workflow_id: the workflow.
     :param workflow_run_id: its run, which must be LINKING.
     :param cluster_name: the cluster, by Jobmon's name.
-    :param taken: set once the run is BOUND.
-    :param has_owner: somebody else looks after the run until it is taken.
+    :param owner: looks after the run until it is taken, if there is one.
     :returns: the line that says how the run ended, after ``ended``; its first word is the status.
     :raises Failure: it came to nothing.
+    :raises Stopped: a signal broke it off.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the run can be ended
     try:
-        from jobmon.client.workflow import DistributorContext
         from jobmon.core.requester import Requester
     except ImportError as error:
         raise Failure(Exit.NO_CLIENT, f"{sys.executable} has no Jobmon client: {error}") from None
     _log_to_stdout()
-    run = _Run(Requester.from_defaults(), workflow_id, workflow_run_id)
+    run = _Run(Requester.from_defaults(), workflow_id, workflow_run_id, owner)
+    distributor = _Distributor(cluster_name, workflow_run_id)
+    patience = STARTUP_TIMEOUT
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        if (status := run.peek()) != "L":
-            raise Failure(
-                Exit.NOT_TAKEN, f"workflow run {workflow_run_id} is {_named(status)}, not LINKING (L)"
-            )
+        run.require_linking()
+        run.keep_linking()
         _check_cluster(run.requester, cluster_name)
-        # The distributor starts while the run is LINKING. It asks for statuses that LINKING does not lead to
-        # and takes no notice of being refused, so one that fails to start leaves a run that can be aborted.
-        with _distributor(DistributorContext(cluster_name, workflow_run_id, STARTUP_TIMEOUT)) as alive:
-            return _swarm()(run, alive, taken)
-    except Stopped:
-        if taken.is_set() or not has_owner:
-            run.end("S")
-        raise
+        # It starts while the run is LINKING: one that fails to start leaves a run that can be aborted. It
+        # asks for statuses that LINKING does not lead to, and takes no notice of being refused.
+        distributor.start()
+        _hold_back(run, distributor)
+        return _swarm()(run, distributor.alive)
     except BaseException as error:
-        if not (isinstance(error, Failure) and error.code is Exit.NOT_TAKEN):
-            run.end("E")
+        _deafen()
+        patience = STOP_TIMEOUT if isinstance(error, Stopped) else patience
+        run.give_up(error)  # before the distributor is stopped, which may take long
         raise
+    finally:
+        _deafen()
+        distributor.stop(patience)
 
 
 def _log_to_stdout() -> None:
@@ -130,40 +184,185 @@ def _log_to_stdout() -> None:
 class _Run:
     """The run's status on the server, by Jobmon's own requester."""
 
-    def __init__(self, requester: Any, workflow_id: int, workflow_run_id: int) -> None:
+    def __init__(self, requester: Any, workflow_id: int, workflow_run_id: int, owner: _Owner) -> None:
         self.requester = requester
         self.workflow_id = workflow_id
         self.workflow_run_id = workflow_run_id
+        self._owner = owner
+        self._send = requester.send_request  # the original one, see _hold_back
         self._route = f"/workflow_run/{workflow_run_id}"
+        self._left: str | None = None  # the status in which it was seen when it was to be LINKING
+        self._launched = False
 
     def peek(self) -> str:
         """Return the status, changing nothing: no run can become REGISTERED."""
         route, message = f"{self._route}/log_heartbeat", {"status": "G", "next_report_increment": 1}
         try:
-            _, reply = self.requester.send_request(route, message, "post", tenacious=False)
+            _, reply = self._send(route, message, "post", tenacious=False)
         except Exception as error:
             # 3.4 says of an unknown run that the server failed, and would be asked again for minutes.
             if "NoResultFound" in str(error):
                 what = f"workflow run {self.workflow_run_id} does not exist"
                 raise Failure(Exit.NOT_TAKEN, what) from None
-            _, reply = self.requester.send_request(route, message, "post")
+            _, reply = self._send(route, message, "post")
         return str(reply["status"])
 
     def move(self, status: str) -> str:
         """Ask for a status and return the one that the run has now."""
-        _, reply = self.requester.send_request(f"{self._route}/update_status", {"status": status}, "put")
+        _, reply = self._send(f"{self._route}/update_status", {"status": status}, "put")
         return str(reply["status"])
 
-    def end(self, status: str) -> None:
+    def require_linking(self) -> None:
+        """Raise unless the run is LINKING. One that has just been created may not be there for a moment."""
+        deadline = time.monotonic() + UNKNOWN_TIMEOUT
+        while True:
+            try:
+                status = self.peek()
+            except Failure:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.5)
+                continue
+            if status != "L":
+                raise Failure(
+                    Exit.NOT_TAKEN,
+                    f"workflow run {self.workflow_run_id} is {_named(status)}, not LINKING (L)",
+                )
+            return
+
+    def keep_linking(self) -> None:
+        """Keep the run's heartbeat good until it is taken: nothing else may do so that long."""
+        from jobmon.core.configuration import JobmonConfig
+
+        config = JobmonConfig()
+        interval = config.get_int("heartbeat", "workflow_run_interval")
+        good_for = interval * config.get_float("heartbeat", "report_by_buffer")
+        message = {"status": "L", "next_report_increment": good_for}
+
+        def beat() -> None:
+            pause = 0.0
+            while not self._owner.taken.wait(pause):
+                pause = interval
+                try:
+                    _, reply = self._send(f"{self._route}/log_heartbeat", message, "post", tenacious=False)
+                except Exception:
+                    pause = interval / 3
+                    continue
+                if reply["status"] != "L" and not self._owner.taken.is_set():
+                    self._left = str(reply["status"])
+                    return
+
+        threading.Thread(target=beat, daemon=True).start()
+
+    def answer(self, route: str, message: dict[str, Any], distributor: _Distributor) -> dict[str, Any] | None:
+        """Answer the swarm in the server's place, as long as the run is not taken.
+
+        :param route: what the swarm asks the server for.
+        :param message: what it sends.
+        :param distributor: starts no task until the run is taken.
+        :returns: the reply; None: the request is to be sent.
+        """
+        if self._owner.taken.is_set():
+            return None
+        if self._left is not None:
+            raise self._not_taken(self._left)
+        if route == f"{self._route}/log_heartbeat":
+            return {"status": "L"}  # keep_linking does it
+        if route != f"{self._route}/update_status":
+            return None
+        if message["status"] == "R":
+            if not distributor.alive():
+                raise Failure(Exit.NO_DISTRIBUTOR, "Jobmon's distributor has ended before the run began")
+            self.take()
+            distributor.release()
+            return None
+        return {"status": "B" if message["status"] == "B" else "L"}  # no error of the swarm's ends the run
+
+    def take(self) -> None:
+        """Move the run from LINKING to LAUNCHED, unless another executor does.
+
+        The server does not tell which of two executors moved a run: the reply to a move that was refused is
+        the same if the run is in that status already. So each looks before it moves, after a random pause:
+        the later one then sees that the run has moved on. This is done twice, before BOUND and before
+        RUNNING. Both go on only if, both times, both look before either has moved: within some milliseconds.
+        On one host, not even then: the first to get here has a lock.
+
+        :raises Failure: another executor has taken the run, or it has ended.
+        """
+        if not self._is_first_on_this_host():
+            what = (
+                f"workflow run {self.workflow_run_id} is about to be taken by another executor on this host"
+            )
+            raise Failure(Exit.NOT_TAKEN, what)
+        time.sleep(random.uniform(*_SPREAD))  # noqa: S311
+        if (status := self.peek()) != "L":
+            raise self._not_taken(status)
+        self._owner.tell_taken()
+        self._reach("B", lambda: self.move("B"))
+        self._reach("IO", lambda: self.move("I"))  # another executor's distributor may have asked for O
+        self._reach("O", lambda: self.move("O"))
+        time.sleep(random.uniform(*_SPREAD))  # noqa: S311
+        self._reach("O", self.peek)
+        self._launched = True
+
+    def _is_first_on_this_host(self) -> bool:
+        """Whether no other executor on this host is about to take the run. While this one lives, none can be."""
+        run = f"{self.requester.url}{self._route}".encode()  # hashed, as it may hold a password
+        self._lock = socket.socket(socket.AF_UNIX)
+        try:
+            self._lock.bind("\0jobmon-executor-" + hashlib.sha256(run).hexdigest())  # no file: Linux's own
+        except OSError as error:  # elsewhere there is no such lock
+            return error.errno != errno.EADDRINUSE
+        return True
+
+    def _reach(self, wanted: str, ask: Callable[[], str]) -> None:
+        """Ask until the run is in one of some statuses. What was just said may not be committed yet."""
+        deadline = time.monotonic() + COMMIT_TIMEOUT
+        behind = "LBIO"[: "LBIO".index(wanted[0])]
+        while (status := ask()) in behind:
+            if time.monotonic() >= deadline:
+                where = f"workflow run {self.workflow_run_id} is still {_named(status)}"
+                raise Failure(Exit.FAILED, f"{where}: Jobmon does not move it to {_named(wanted[0])}")
+            time.sleep(0.1)
+        if status not in wanted:
+            raise self._not_taken(status)
+
+    def _not_taken(self, status: str) -> Failure:
+        what = f"workflow run {self.workflow_run_id} is {_named(status)} by now, so it is not executed here"
+        return Failure(Exit.NOT_TAKEN, what)
+
+    def give_up(self, error: BaseException) -> None:
         """Leave no run behind that nobody executes.
 
-        :param status: for a run that is RUNNING: E or S. Jobmon allows one way out of every other status.
+        A run that another executor has is left alone, and so is one that its owner looks after.
+
+        :param error: what broke the execution off.
         """
-        with contextlib.suppress(Exception):
-            now = self.peek()
-            wanted = {"L": "A", "B": "E", "I": "E", "O": "E", "R": status, "C": "T", "H": "T"}.get(now)
-            if wanted:
-                _say(f"workflow run {self.workflow_run_id} is now {_named(self.move(wanted))}")
+        stopped = isinstance(error, Stopped)
+        ours = self._owner.taken.is_set()
+        if isinstance(error, Failure) and error.code is Exit.NOT_TAKEN:
+            ways = {"C": "T", "H": "T"} if ours and not self._launched else {}  # stopped before it began
+        elif not ours:
+            ways = {} if stopped and self._owner.exists else {"L": "A"}
+        else:
+            ways = {"L": "A", "B": "E", "I": "E", "O": "E", "C": "T", "H": "T"}
+        if self._launched:
+            ways["R"] = "S" if stopped else "E"
+        with contextlib.suppress(Exception, Failure):
+            self._end(ways)
+
+    def _end(self, ways: dict[str, str]) -> None:
+        """Move the run as long as there is a way: a move that was broken off may take effect only now."""
+        for attempt in range(5):
+            now = self.peek() if ways else ""
+            if now not in ways:
+                return
+            moved = self.move(ways[now])
+            if moved == ways[now]:
+                _say(f"workflow run {self.workflow_run_id} is now {_named(moved)}")
+            if not self._owner.taken.is_set():
+                return
+            time.sleep(0.2 * (attempt + 1))
 
 
 def _check_cluster(requester: Any, cluster_name: str) -> None:
@@ -182,54 +381,163 @@ def _check_cluster(requester: Any, cluster_name: str) -> None:
         raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} cannot be used: {_line(error)}") from None
 
 
-@contextlib.contextmanager
-def _distributor(context: Any) -> Iterator[Callable[[], bool]]:
-    """Start Jobmon's distributor and stop it at the end; pass what it writes on to our standard error.
+class _Distributor:
+    """Jobmon's distributor, in a process of its own that ends with this one.
 
-    Jobmon 3.4 waits for its first word without a time limit and takes any other word, such as a warning of
-    Python's, for a failure. Later, nobody reads what it writes, so that it would stop once the pipe is full.
+    What it writes is passed on to our standard error, without the two words by which it says how it fares.
+
+    :param cluster_name: the cluster.
+    :param workflow_run_id: whose tasks it starts.
     """
-    warnings = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    watchdog = threading.Timer(STARTUP_TIMEOUT, lambda: context.process.kill())
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        context.__enter__()
-    except Exception as error:
-        raise Failure(Exit.NO_DISTRIBUTOR, f"Jobmon's distributor did not start: {_line(error)}") from None
-    finally:
-        watchdog.cancel()
-        if warnings is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = warnings
-    stopping = threading.Event()
-    reader = threading.Thread(target=_forward, args=(context.process.stderr.fileno(), stopping), daemon=True)
-    reader.start()
-    try:
-        yield context.alive
-    finally:
-        stopping.set()
-        reader.join()
-        if context.alive():  # else it would wait for minutes, for what the dead one has left behind
-            context.__exit__(None, None, None)
+
+    def __init__(self, cluster_name: str, workflow_run_id: int) -> None:
+        program = [sys.executable, os.path.abspath(__file__), "--distribute"]
+        self._command = [*program, cluster_name, str(workflow_run_id)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._heard = b""
+        self._ready = threading.Event()
+
+    def start(self) -> None:
+        """Start it, and return once it says that it is alive.
+
+        :raises Failure: it does not.
+        """
+        from jobmon.client.workflow import DistributorContext
+        from jobmon.core.exceptions import DistributorStartupTimeout
+
+        environment = dict(os.environ)
+        entry_point = DistributorContext.derive_jobmon_command_from_env()
+        if entry_point is not None:  # as Jobmon does for workers in a container
+            environment["JOBMON__DISTRIBUTOR__WORKER_NODE_ENTRY_POINT"] = f'"{entry_point}"'
+        # Its standard input is its lifeline: only this process holds the other end.
+        self._process = subprocess.Popen(  # noqa: S603  # a list, never a shell
+            self._command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        reader.start()
+        deadline = time.monotonic() + STARTUP_TIMEOUT
+        while not self._ready.wait(0.1):
+            if not self.alive() or time.monotonic() >= deadline:
+                reader.join(1)  # no longer: what it has started may hold its end open
+                error = DistributorStartupTimeout(self._heard.decode(errors="replace"))
+                what = f"Jobmon's distributor did not start: {_line(error)}"
+                raise Failure(Exit.NO_DISTRIBUTOR, what)
+
+    def alive(self) -> bool:
+        """Whether the process is."""
+        return self._process is not None and self._process.poll() is None
+
+    def release(self) -> None:
+        """Let it start tasks. Until then it only lives: the tasks of the run may be another executor's."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it has died; the swarm will see it
+            os.write(self._process.stdin.fileno(), b"G")
+
+    def stop(self, patience: float) -> None:
+        """Stop it, if it was started.
+
+        :param patience: seconds that it has to end by itself.
+        """
+        if self._process is None or not self.alive():
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            _kill_all(self._process.pid)
+            self._process.wait()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        while written := os.read(process.stderr.fileno(), 65536):
+            if not self._ready.is_set():
+                self._heard = (self._heard + written)[-65536:]
+                if b"ALIVE" in self._heard:
+                    self._ready.set()
+            # Whatever becomes of our own standard error: a distributor that nobody reads would stop.
+            with contextlib.suppress(OSError, AttributeError, ValueError):
+                sys.stderr.buffer.write(written.replace(b"ALIVE", b"").replace(b"SHUTDOWN", b""))
+                sys.stderr.flush()
 
 
-def _forward(source: int, stopping: threading.Event) -> None:
-    while not stopping.is_set():
-        if select.select([source], [], [], 0.2)[0]:
-            try:
-                written = os.read(source, 65536)
-            except BlockingIOError:  # Jobmon 3.6 and later make the pipe non-blocking
-                continue
-            if not written:
-                return
-            sys.stderr.buffer.write(written)
-            sys.stderr.flush()
+def _distribute(cluster_name: str, workflow_run_id: str) -> None:
+    """Be Jobmon's distributor: idle until the executor has the run, and ended with the executor."""
+    lifeline = os.dup(0)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)  # the tasks must not read it
+    released = threading.Event()
+
+    def follow_executor() -> None:
+        if os.read(lifeline, 1):
+            released.set()
+            os.read(lifeline, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(STOP_TIMEOUT)
+        _kill_all(os.getpid())
+
+    threading.Thread(target=follow_executor, daemon=True).start()
+    from jobmon.distributor.cli import main as distribute
+    from jobmon.distributor.distributor_service import DistributorService
+
+    refresh = DistributorService.refresh_status_from_db  # the first thing that it does for each kind of work
+
+    def refresh_status_from_db(self: Any, status: str) -> Any:
+        released.wait()
+        return refresh(self, status)
+
+    DistributorService.refresh_status_from_db = refresh_status_from_db
+    distribute(f"start --cluster_name {shlex.quote(cluster_name)} --workflow_run_id {workflow_run_id}")
 
 
-def _swarm() -> Callable[[_Run, Callable[[], bool], threading.Event], str]:
+def _kill_all(pid: int) -> None:
+    """Kill a process and all that it has started, as Jobmon does with its distributor."""
+    import psutil  # type: ignore[import-untyped]  # Jobmon needs it
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def _hold_back(run: _Run, distributor: _Distributor) -> None:
+    """Let the swarm's own moves and beats pass :meth:`_Run.answer` first.
+
+    This is done to Jobmon's class, not to one requester, as not all of a swarm uses the one that it is given.
+    """
+    from jobmon.core.requester import Requester
+
+    send = Requester.send_request
+
+    def send_request(
+        self: Any, app_route: str, message: dict[str, Any], request_type: str, tenacious: bool = True
+    ) -> Any:
+        reply = run.answer(app_route, message, distributor)
+        return send(self, app_route, message, request_type, tenacious) if reply is None else (200, reply)
+
+    Requester.send_request = send_request
+    if not hasattr(Requester, "send_request_async"):  # before 3.6
+        return
+    send_async = Requester.send_request_async
+
+    async def send_request_async(
+        self: Any,
+        session: Any,
+        app_route: str,
+        message: dict[str, Any],
+        request_type: str,
+        tenacious: bool = True,
+    ) -> Any:
+        reply = run.answer(app_route, message, distributor)
+        if reply is not None:
+            return 200, reply
+        return await send_async(self, session, app_route, message, request_type, tenacious)
+
+    Requester.send_request_async = send_request_async
+
+
+def _swarm() -> Callable[[_Run, Callable[[], bool]], str]:
     try:
         from jobmon.client.swarm import resume_workflow_run  # noqa: F401
     except ImportError:
@@ -237,34 +545,28 @@ def _swarm() -> Callable[[_Run, Callable[[], bool], threading.Event], str]:
     return _run_swarm
 
 
-def _run_swarm(run: _Run, alive: Callable[[], bool], taken: threading.Event) -> str:
+def _run_swarm(run: _Run, alive: Callable[[], bool]) -> str:
     """Jobmon 3.6 and later."""
     from jobmon.client.swarm import resume_workflow_run
 
-    if (status := run.move("B")) != "B":
-        raise Failure(Exit.NOT_TAKEN, f"workflow run {run.workflow_run_id} is {_named(status)} by now")
-    taken.set()
-    run.move("I")  # in the distributor's place: it asked for these while the run was LINKING
-    run.move("O")
     result = resume_workflow_run(
         workflow_id=run.workflow_id,
         workflow_run_id=run.workflow_run_id,
         distributor_alive=alive,
-        status="B",
+        status="L",
         timeout=NO_TIMEOUT,
     )
     counts = f"{result.done_count} of {result.total_tasks} tasks done, {result.failed_count} failed"
+    if result.final_status not in "DESAT":  # it has logged an error, and returned as if there were none
+        raise Failure(Exit.FAILED, f"Jobmon's swarm broke off in {_named(result.final_status)}: {counts}")
     return f"{_named(result.final_status)}: {counts}"
 
 
-def _run_swarm_of_3_4(run: _Run, alive: Callable[[], bool], taken: threading.Event) -> str:
+def _run_swarm_of_3_4(run: _Run, alive: Callable[[], bool]) -> str:
     from jobmon.client.swarm.workflow_run import WorkflowRun
 
     swarm = WorkflowRun(workflow_run_id=run.workflow_run_id, status="L")
-    swarm.from_workflow_id(run.workflow_id)  # beats while it reads the tasks, then moves the run to BOUND
-    taken.set()
-    run.move("I")
-    run.move("O")
+    swarm.from_workflow_id(run.workflow_id)
     swarm.run(alive, seconds_until_timeout=NO_TIMEOUT)
     done, failed = len(swarm.done_tasks), len(swarm.failed_tasks)
     return f"{_named(swarm.status)}: {done} of {len(swarm.tasks)} tasks done, {failed} failed"
@@ -300,29 +602,32 @@ def _line(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # who had started us may be gone
+    with contextlib.suppress(OSError, ValueError):  # who had started us may be gone
         print(f"executor: {text}", flush=True)
 
 
 def _stop_on_signals() -> None:
+    """Raise :class:`Stopped` at a signal; again after a while, until :func:`_deafen` is called.
+
+    Python throws away what is raised in a finalizer, and libraries may catch what they should not.
+    """
+    names = {number: number.name for number in _SIGNALS}
+
     def stop(number: int, _: Any) -> None:
         for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # once is enough; what follows must not be broken off
-        raise Stopped(signal.Signals(number).name)
+            signal.signal(each, signal.SIG_IGN)  # once is enough
+        names[signal.SIGALRM] = names[signal.Signals(number)]
+        signal.alarm(_INSIST_AFTER)
+        raise Stopped(names[signal.SIGALRM])
 
-    for each in _SIGNALS:
+    for each in (*_SIGNALS, signal.SIGALRM):
         signal.signal(each, stop)
 
 
-def _end_with(lifeline: int, taken: threading.Event) -> None:
-    """End this process when the pipe is closed by the death of who started us, unless the run is taken."""
-
-    def wait() -> None:
-        os.read(lifeline, 1)
-        if not taken.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _deafen() -> None:
+    """Take no more notice of signals: what follows must not be broken off."""
+    for each in (*_SIGNALS, signal.SIGALRM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _positive(text: str) -> int:
@@ -341,24 +646,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--lifeline", type=int, help="a file descriptor; at its end-of-file, end unless the run is taken"
     )
     arguments = parser.parse_args(argv)
-    taken = threading.Event()
-    _stop_on_signals()
-    if arguments.lifeline is not None:
-        os.set_inheritable(arguments.lifeline, False)
-        _end_with(arguments.lifeline, taken)
     # The distributor and the tasks' processes look for Jobmon's commands beside the client's Python.
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
-    who = f"workflow run {arguments.workflow_run_id} of workflow {arguments.workflow_id}"
-    _say(f"executing {who} on cluster {arguments.cluster_name!r}")
+    run, workflow, cluster = arguments.workflow_run_id, arguments.workflow_id, arguments.cluster_name
+    who = f"workflow run {run} of workflow {workflow}"
     started = time.monotonic()
     try:
-        ended = execute(
-            arguments.workflow_id,
-            arguments.workflow_run_id,
-            arguments.cluster_name,
-            taken,
-            has_owner=arguments.lifeline is not None,
-        )
+        _stop_on_signals()
+        _say(f"executing {who} on cluster {cluster!r}")
+        ended = execute(workflow, run, cluster, _Owner(arguments.lifeline))
         code = Exit.DONE if ended.startswith("DONE") else Exit.NOT_DONE
         _say(f"{who} ended {ended}, after {time.monotonic() - started:.0f} s")
     except Failure as failure:
@@ -373,5 +669,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _exit(code: int) -> None:
+    """End with this code, also where what is left to be written cannot be."""
+    for each, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            if each is not None:
+                each.flush()
+        except (OSError, ValueError):
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), descriptor)  # else Python would end with 120
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    # This file's folder is the provider's: its modules are none of Jobmon's.
+    sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+    if sys.argv[1:2] == ["--distribute"]:
+        _distribute(*sys.argv[2:4])
+    else:
+        _exit(main())

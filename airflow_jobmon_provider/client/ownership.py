@@ -127,22 +127,27 @@ def _reap_lost_run(workflow_id: int, end: float, clock: Clock) -> Conversation[N
 
 
 def end_without_executor(
-    workflow_run_id: int, *, clock: Clock, uniform: Uniform = random.uniform
+    workflow_run_id: int, *, taken: bool = True, clock: Clock, uniform: Uniform = random.uniform
 ) -> Conversation[RunStatus]:
     """End a run whose executor is known to be dead, as far as that is not the work of Jobmon's reaper.
 
     The reaper ends runs in R, C and H (protocol page, "Statuses"). One in L is aborted, so that no other
     executor waits for it; B, I and O are left by nobody else, and would stand in the workflow's way for ever.
 
+    A run that has just been created may not be there yet, where the server answers before it commits.
+
+    :param taken: the executor had asked for the run, so one in B, I or O is its own. False: it is another
+        executor's, and left alone. Default True.
     :param clock: monotonic seconds.
     :returns: the status that the run has now.
     :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final. An outage is not, and is outlived.
     """
-    outage = Outage(f"workflow run {workflow_run_id}", clock)
+    subject = f"workflow run {workflow_run_id}"
+    outage = Outage(subject, clock, not_found_until=clock() + decisions.COMMIT_PATIENCE)
     while True:
         # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing.
         seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED))
-        if seen in (RunStatus.BOUND, RunStatus.INSTANTIATED, RunStatus.LAUNCHED):
+        if taken and seen in (RunStatus.BOUND, RunStatus.INSTANTIATED, RunStatus.LAUNCHED):
             seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ERROR))
         if seen is not None:
             return seen

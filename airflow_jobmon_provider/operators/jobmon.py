@@ -429,8 +429,8 @@ class CreateWorkflowRunOperator(BaseOperator):
     ) -> RunEnd:
         """Watch the run while our own executor is at work on it, and see to its end if that one dies."""
         from airflow_jobmon_provider.client.conversations import RunOutcome, ended
-        from airflow_jobmon_provider.client.ownership import end_without_executor
         from airflow_jobmon_provider.execution import ExecutorEnded
+        from airflow_jobmon_provider.executor import Exit
 
         execution = self._execution
         assert execution is not None
@@ -438,23 +438,46 @@ class CreateWorkflowRunOperator(BaseOperator):
         try:
             end = hook.converse(watch, log=self.log, sleep=execution.wait)
         except ExecutorEnded:
-            status = hook.converse(end_without_executor(run, clock=time.monotonic), log=self.log)
-            if status.is_terminal:
+            execution.stop()  # at once: what it has started must not go on for nobody
+            status, keep_alive = self._end_after_executor(hook, run, execution)
+            if status is not None and status.is_terminal:
                 end = ended(run, status)
             else:
-                self.log.warning(
-                    "The executor of workflow run %d has died (exit code %s) and left it %s; waiting for"
-                    " Jobmon's reaper to end it, which takes minutes",
-                    run,
-                    execution.exit_code,
-                    status,
-                )
-                watch = self._watch(workflow_id, run, interval, buffer, KeepAlive.NEVER)
+                watch = self._watch(workflow_id, run, interval, buffer, keep_alive)
                 end = hook.converse(watch, log=self.log)
         execution.stop(_EXECUTOR_GRACE)
-        if end.outcome is not RunOutcome.DONE and execution.problem is not None:
+        others = execution.exit_code == Exit.NOT_TAKEN  # then how our executor ended says nothing of the run
+        if end.outcome is not RunOutcome.DONE and not others and execution.problem is not None:
             end = replace(end, message=f"{end.message}. {execution.problem}")
         return end
+
+    def _end_after_executor(
+        self, hook: JobmonHook, run: int, execution: Execution
+    ) -> tuple[RunStatus | None, KeepAlive]:
+        """End what our dead executor has left, unless that is another executor's.
+
+        :returns: the run's status, and who is to beat for it from now on; None: it was not asked for.
+        """
+        from airflow_jobmon_provider.client.ownership import end_without_executor
+        from airflow_jobmon_provider.executor import Exit
+
+        if execution.exit_code == Exit.NOT_TAKEN:
+            self.log.warning("Workflow run %d is not this task's to execute; watching it on", run)
+            return None, KeepAlive(self.keep_alive)
+        ending = end_without_executor(run, taken=execution.has_taken, clock=time.monotonic)
+        status = hook.converse(ending, log=self.log)
+        if not status.is_terminal and not execution.has_taken:
+            self.log.warning("Our executor has died; another one has workflow run %d: it is %s", run, status)
+            return status, KeepAlive(self.keep_alive)
+        if not status.is_terminal:
+            self.log.warning(
+                "The executor of workflow run %d has died (exit code %s) and left it %s; waiting for"
+                " Jobmon's reaper to end it, which takes minutes",
+                run,
+                execution.exit_code,
+                status,
+            )
+        return status, KeepAlive.NEVER
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> int:
         """Succeed or fail as the run has ended.

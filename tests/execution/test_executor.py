@@ -15,6 +15,7 @@ from airflow_jobmon_provider.execution import EXECUTOR
 from airflow_jobmon_provider.executor import Exit
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.execution.conftest import MakeRun, group_members, wait_for_end
+from tests.execution.executors import CLIENT_OF_3_6
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -80,39 +81,6 @@ def test_tasks_that_fail_make_the_run_end_in_error(sandbox: JobmonSandbox, linki
     assert code == Exit.NOT_DONE
     assert "ended ERROR (E): 0 of 2 tasks done, 2 failed" in last
     assert latest(sandbox, workflow) == "E"
-
-
-# No registry has a client of 3.6 or later. This gives the installed one the function that it has in those
-# versions, with the signature that the protocol page names, on top of its own swarm.
-CLIENT_OF_3_6 = """
-from types import SimpleNamespace
-
-import jobmon.client.swarm as package
-
-
-def resume_workflow_run(
-    workflow_id, workflow_run_id, distributor_alive, status="B", config=None, timeout=36000, requester=None
-):
-    from jobmon.client.swarm.workflow_run import WorkflowRun
-
-    class Swarm(WorkflowRun):
-        def _update_status(self, status):
-            if status != "B":
-                super()._update_status(status)
-
-    swarm = Swarm(workflow_run_id=workflow_run_id, status=status)
-    swarm.from_workflow_id(workflow_id)
-    swarm.run(distributor_alive, seconds_until_timeout=timeout)
-    return SimpleNamespace(
-        final_status=swarm.status,
-        total_tasks=len(swarm.tasks),
-        done_count=len(swarm.done_tasks),
-        failed_count=len(swarm.failed_tasks),
-    )
-
-
-package.resume_workflow_run = resume_workflow_run
-"""
 
 
 def test_the_function_of_3_6_is_used_where_there_is_one(
