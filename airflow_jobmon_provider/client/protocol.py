@@ -152,11 +152,14 @@ class WorkflowDetails:
     :param status: code of the workflow's status; compare it with ``WorkflowStatus``.
     :param name: the workflow's name.
     :param run_user: who made the workflow's latest run; None: this server does not say (3.4.8).
+    :param status_since: when it got that status, in the server's words: it stays the same as long as no run
+        of the workflow begins or ends.
     """
 
     status: str
     name: str
     run_user: str | None = None
+    status_since: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +268,7 @@ def set_resume_state(workflow_id: int, reset_if_running: bool) -> Call[None]:
         {"reset_if_running": reset_if_running},
         read,
         not_found=_no_workflow(workflow_id),
+        costly=True,
     )
 
 
@@ -373,9 +377,12 @@ def workflow_details(workflow_id: int) -> Call[WorkflowDetails | None]:
             raise UnreadableReply(f"expected a list, got {excerpt(reply)}")
         if not reply:
             return None
-        user = _object(reply[0]).get("wfr_user")
+        user, since = _object(reply[0]).get("wfr_user"), reply[0].get("wf_status_date")
         return WorkflowDetails(
-            _name(reply[0], "wf_status"), _name(reply[0], "wf_name"), excerpt(user) if user else None
+            _name(reply[0], "wf_status"),
+            _name(reply[0], "wf_name"),
+            excerpt(user) if user else None,
+            excerpt(since) if since else None,
         )
 
     route = f"/workflow_details_viz/{workflow_id}"

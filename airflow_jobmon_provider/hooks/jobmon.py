@@ -137,6 +137,19 @@ class JobmonHook(BaseHook):
         await get_async_extra_dejson(connection)
         return await asyncio.to_thread(server_of_connection, connection)
 
+    def check_server(self, server: str | None) -> None:
+        """Make sure that the connection still names the server on which an id was made.
+
+        :param server: address of that server; None: not known, and not checked.
+        :raises ConfigError: it names another one now.
+        """
+        now = self.server.settings.service_url
+        if server is not None and server != now:
+            raise ConfigError(
+                f"connection {self.jobmon_conn_id!r} names the server {now} now, and the task began at"
+                f" {server}: its ids are of no use there. Clear the task to begin anew"
+            )
+
     def get_conn(self) -> Requester:
         """Return the blocking transport, the same one at each call.
 

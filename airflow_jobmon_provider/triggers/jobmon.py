@@ -19,7 +19,12 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_jobmon_provider.client import decisions
 from airflow_jobmon_provider.client.decisions import KeepAlive
-from airflow_jobmon_provider.client.exceptions import JobmonError, ResumeTimeout
+from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
+    ResumeTimeout,
+    ServerFailure,
+    ServerUnreachable,
+)
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,
@@ -98,6 +103,9 @@ class WorkflowResumableTrigger(_JobmonTrigger):
     :param jobmon_conn_id: id of the connection.
     :param force_cleanup: clean KILL_SELF task instances up instead of waiting for them. Default False.
     :param deadline: seconds since the epoch, so that it survives a triggerer's failover. Default: none.
+    :param reset_running_jobs: the run that is waited for may have missed the signal to stop, as it was not
+        BOUND or RUNNING: send it again, cold (True) or hot (False), until it is. Default None: send no signal.
+    :param server: address of the server on which the ids live; None: not known.
     :raises ValueError: the id is no positive integer, or the deadline no number.
     """
 
@@ -107,8 +115,12 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         force_cleanup: bool = False,
         deadline: float | None = None,
+        reset_running_jobs: bool | None = None,
+        server: str | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id)
+        self.reset_running_jobs = reset_running_jobs
+        self.server = server
         self.workflow_id = positive_id("workflow_id", workflow_id)
         self.force_cleanup = force_cleanup
         self.deadline = None if deadline is None else seconds("deadline", deadline)
@@ -122,21 +134,32 @@ class WorkflowResumableTrigger(_JobmonTrigger):
                 "jobmon_conn_id": self.jobmon_conn_id,
                 "force_cleanup": self.force_cleanup,
                 "deadline": self.deadline,
+                "reset_running_jobs": self.reset_running_jobs,
+                "server": self.server,
             },
         )
 
     async def _wait(self, requester: AsyncRequester) -> dict[str, Any]:
+        from airflow_jobmon_provider.client import protocol
         from airflow_jobmon_provider.client.conversations import wait_until_resumable
 
+        signal = self.reset_running_jobs
         waiting = wait_until_resumable(
             self.workflow_id,
-            timeout=_NO_DEADLINE if self.deadline is None else _remaining(self.deadline),
+            # A deadline that is over is still one look, and no long one.
+            timeout=_NO_DEADLINE if self.deadline is None else max(_remaining(self.deadline), 0.001),
             force_cleanup=self.force_cleanup,
             clock=time.monotonic,
+            at_rest=True,
+            signal=None if signal is None else protocol.set_resume(self.workflow_id, signal),
         )
         try:
             await requester.converse(waiting, log=self.logger())
-        except ResumeTimeout as error:
+        except (
+            ResumeTimeout,
+            ServerFailure,
+            ServerUnreachable,
+        ) as error:  # an outage ends only with the time
             return self._event("timeout", str(error))
         return self._event("success", f"workflow {self.workflow_id} is resumable")
 
@@ -188,6 +211,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         created_at: float | None = None,
         workflow_id: int | None = None,
         cancel_on_kill: bool = False,
+        server: str | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id)
         check_heartbeat(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
@@ -203,6 +227,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         self.owned = owned
         self.workflow_id = None if workflow_id is None else positive_id("workflow_id", workflow_id)
         self.cancel_on_kill = cancel_on_kill
+        self.server = server
         self.created_at = time.time() if created_at is None else seconds("created_at", created_at)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -222,6 +247,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
                 "created_at": self.created_at,
                 "workflow_id": self.workflow_id,
                 "cancel_on_kill": self.cancel_on_kill,
+                "server": self.server,
             },
         )
 
