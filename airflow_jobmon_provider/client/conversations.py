@@ -112,7 +112,7 @@ class Outage:
         return decisions.outage_pause(self._failures, retry_after, longest, uniform)
 
 
-def within(conversation: Conversation[T], seconds: float, clock: Clock) -> Conversation[T]:
+def in_time(conversation: Conversation[T], seconds: float, clock: Clock) -> Conversation[T]:
     """Carry on a conversation so that none of its requests outlasts a limit, however silent the server is.
 
     What the conversation does when the time is over is its own business.
@@ -238,7 +238,7 @@ def wait_until_resumable(
     outage = Outage(f"workflow {workflow_id}", clock, tries_on=timeout > 0)
     looks = _Looks(workflow_id, outage, force_cleanup, at_rest, signal)
     waiting = _wait_until_resumable(looks, timeout, clock, uniform)
-    return (yield from within(waiting, timeout, clock) if timeout > 0 else waiting)
+    return (yield from in_time(waiting, timeout, clock) if timeout > 0 else waiting)
 
 
 def _wait_until_resumable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -24,8 +25,6 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
 from airflow_jobmon_provider.client.statuses import WorkflowStatus
-
-_INFO = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def begin_resume(
         )
     except ResumeTimeout:
         signal = protocol.set_resume(workflow_id, reset_running_jobs)
-        yield Note(_INFO, f"Signalling workflow {workflow_id} to resume at {server}")
+        yield Note(logging.INFO, f"Signalling workflow {workflow_id} to resume at {server}")
         yield from ask_again(signal, retries, clock)
         return Begun(details, at_rest=False, signal=signal if decisions.misses_signals(before) else None)
     return Begun(details, at_rest=True)
@@ -115,7 +114,7 @@ def check_at_rest(workflow_id: int, retries: Retries, clock: Clock) -> Conversat
         return (yield from try_again(look, retries, clock))
     except ResumeTimeout:
         raise WorkflowBusy(
-            f"workflow {workflow_id} is not resumable any more: a run of it is alive that was created since the"
+            f"workflow {workflow_id} is not resumable any more: a run of it is alive, created since the"
             f" last one ended. Nothing was reset"
         ) from None
 

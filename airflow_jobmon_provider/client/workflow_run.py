@@ -18,8 +18,8 @@ from airflow_jobmon_provider.client.conversations import (
     Conversation,
     Retries,
     ask_again,
+    in_time,
     wait_until_resumable,
-    within,
 )
 from airflow_jobmon_provider.client.decisions import STARTING
 from airflow_jobmon_provider.client.exceptions import (
@@ -69,8 +69,8 @@ class WorkflowRunFactory:
 
         :param reset_running_jobs: True: cold resume, running tasks are killed. False: hot resume, they are
             let finish. Default True.
-        :param resume_timeout: seconds for the signal and the wait, also where the server does not answer; 0:
-            ask once for each. Default 300. It needs a requester of this project: any other gives each request a
+        :param resume_timeout: seconds for signal and wait, also where the server does not answer; 0: ask
+            once for each. Default 300. It needs a requester of this project: any other gives each request a
             time-out of its own.
         :param force_cleanup: clean task instances in KILL_SELF up at once instead of waiting for their
             workers, for jobs that were ended from outside (scancel, node failure). Needs Jobmon 3.7. Default
@@ -114,7 +114,7 @@ class WorkflowRunFactory:
         if not self.workflow_is_resumable:
             signalling = signal()
             if timeout:
-                signalling = within(signalling, timeout, time.monotonic)
+                signalling = in_time(signalling, timeout, time.monotonic)
             converse(self.requester, signalling, log=logger)
 
     def wait_for_workflow_resume(self, resume_timeout: float = 300, force_cleanup: bool = False) -> None:
@@ -183,7 +183,7 @@ class WorkflowRunFactory:
     def reset_task_statuses(self, reset_if_running: bool = True, force_cleanup: bool = False) -> None:
         """Make the workflow's tasks that are not done ready to run again; waits for resumability first.
 
-        The server needs time in proportion to the workflow's tasks for it, which no ``resume_timeout`` bounds.
+        The server needs time in proportion to the workflow's tasks, which no ``resume_timeout`` bounds.
 
         :param reset_if_running: also those that are running. Default True.
         :param force_cleanup: see :meth:`set_workflow_resume`.

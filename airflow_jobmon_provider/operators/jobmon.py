@@ -347,7 +347,7 @@ class _ResumeWork:
 
         :param timeout: seconds; None: the requests have the transport's time-outs.
         """
-        from airflow_jobmon_provider.client.conversations import within
+        from airflow_jobmon_provider.client.conversations import in_time
 
         end = self.decided.execution_deadline
         if end is not None:
@@ -358,7 +358,7 @@ class _ResumeWork:
                 )
             timeout = left if timeout is None else min(timeout, left)
         if timeout is not None:
-            conversation = within(conversation, timeout, time.monotonic)
+            conversation = in_time(conversation, timeout, time.monotonic)
         with execution_limit(end):
             return self._hook.converse(conversation, log=self._log)
 

@@ -31,6 +31,8 @@ from airflow_jobmon_provider.common import (
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
@@ -78,13 +80,15 @@ class _JobmonSensor(BaseSensorOperator):
             return 0.0
         ti: Any = context["ti"]
         # Airflow 2.11 sets a rescheduled task's start date to that of its first poke.
-        first = getattr(ti, "get_first_reschedule_date", lambda _: getattr(ti, "start_date", None))(context)
-        waited: float = 0.0 if first is None else time.time() - first.timestamp()
+        ask = getattr(ti, "get_first_reschedule_date", None)
+        first: datetime | None = getattr(ti, "start_date", None) if ask is None else ask(context)
+        waited = 0.0 if first is None else time.time() - first.timestamp()
         return max(waited, 0.0)
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
-        interval = super()._get_next_poke_interval(started_at, run_duration, poke_count)
-        return min(interval, max(self.timeout - run_duration(), 0.0) + _JUST_AFTER)
+        interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
+        left: float = max(self.timeout - run_duration(), 0.0)
+        return min(interval, left + _JUST_AFTER)
 
     def poke(self, context: Context) -> bool:
         """Look once. A server that does not answer now is asked again at the next poke."""
@@ -100,10 +104,10 @@ class _JobmonSensor(BaseSensorOperator):
 
     def _converse(self, hook: JobmonHook, conversation: Conversation[T]) -> T:
         """Carry a conversation to its end, each request within the sensor's time-out."""
-        from airflow_jobmon_provider.client.conversations import within
+        from airflow_jobmon_provider.client.conversations import in_time
 
         if self._poke_until is not None:
-            conversation = within(conversation, remaining(self._poke_until), time.monotonic)
+            conversation = in_time(conversation, remaining(self._poke_until), time.monotonic)
         return hook.converse(conversation, log=self.log)
 
     @abc.abstractmethod

@@ -104,7 +104,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
     :param force_cleanup: clean KILL_SELF task instances up instead of waiting for them. Default False.
     :param deadline: seconds since the epoch, so that it survives a triggerer's failover. Default: none.
     :param reset_running_jobs: the run that is waited for may have missed the signal to stop, as it was not
-        BOUND or RUNNING: send it again, cold (True) or hot (False), until it is. Default None: send no signal.
+        BOUND or RUNNING: send it again, cold (True) or hot (False), until it is. Default None: no signal.
     :param server: address of the server on which the ids live; None: not known.
     :raises ValueError: the id is no positive integer, or the deadline no number.
     """
@@ -155,11 +155,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         )
         try:
             await requester.converse(waiting, log=self.logger())
-        except (
-            ResumeTimeout,
-            ServerFailure,
-            ServerUnreachable,
-        ) as error:  # an outage ends only with the time
+        except (ResumeTimeout, ServerFailure, ServerUnreachable) as error:  # the time is over
             return self._event("timeout", str(error))
         return self._event("success", f"workflow {self.workflow_id} is resumable")
 
