@@ -7,7 +7,6 @@ resumable, and a reply that says no raises.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import logging
 import time
@@ -98,16 +97,22 @@ class WorkflowRunFactory:
 
     def _signal(self, reset_running_jobs: bool, force_cleanup: bool, timeout: float | None) -> None:
         """Signal. ``timeout``: seconds that it may take; 0: ask once; None: as the requester tries."""
+        started = time.monotonic()
 
         def signal() -> Conversation[None]:
             if force_cleanup:
                 # Before the signal: a server that cannot clean up says so while nothing has been changed.
-                with contextlib.suppress(ResumeTimeout, ServerUnreachable, ServerFailure):
+                try:
                     yield from wait_until_resumable(
                         self.workflow_id, timeout=0, force_cleanup=True, clock=time.monotonic
                     )
                     self.workflow_is_resumable = True
                     return
+                except ResumeTimeout:
+                    pass
+                except (ServerUnreachable, ServerFailure):
+                    if timeout and time.monotonic() - started >= timeout:
+                        raise
             call = protocol.set_resume(self.workflow_id, bool(reset_running_jobs))
             yield from ask_again(call, self._retries(timeout), time.monotonic)
 
