@@ -25,6 +25,8 @@ DEFAULT_POLL_INTERVAL = 60.0
 # Airflow gives a trigger's `on_kill` 30 s ([triggerer] on_kill_timeout): enough to find a run out of I and O.
 ON_KILL_TIMEOUT = 20.0
 
+_CLOCKS_DIFFER = 0.05  # seconds, between the monotonic clock that requests end by and the one of deadlines
+
 WHY_LATE = "every heartbeat would come too late"
 
 
@@ -66,7 +68,7 @@ def execution_limit(deadline: float | None) -> Iterator[None]:
     try:
         yield
     except JobmonError as error:
-        if deadline is None or remaining(deadline) > 0:
+        if deadline is None or remaining(deadline) > _CLOCKS_DIFFER:
             raise
         raise AirflowTaskTimeout(f"execution_timeout is over: {error}") from None
 

@@ -179,9 +179,10 @@ def try_again(
             failures += 1
             asked_for = error.retry_after if isinstance(error, ServerFailure) else None
             pause = decisions.outage_pause(failures, asked_for, decisions.LONGEST_OUTAGE_PAUSE, uniform)
-            over = clock() + pause - started > retries.timeout
-            if over or failures >= retries.attempts or not worth_it(error):
+            left = started + retries.timeout - clock()
+            if left <= 0 or failures >= retries.attempts or not worth_it(error):
                 raise
+            pause = max(min(pause, left), _SHORTEST_PAUSE)  # the last try is at the limit
             problem = error
         yield Note(logging.WARNING, f"{problem}; trying again in {pause:.1f} s")
         yield Pause(pause)

@@ -335,12 +335,14 @@ class _ResumeWork:
             raise AirflowSkipException(message) if skip else AirflowFailException(message)
 
     def _retries(self) -> Retries:
-        """As the connection says, and no longer than the user gives the resume."""
+        """Return for how long to try again: as the connection says, and within the user's limits."""
         from airflow_jobmon_provider.client.conversations import Retries
 
         settings = self._hook.server.settings
-        timeout = min(settings.retries_timeout, self.decided.resume_timeout)
-        return Retries(timeout, settings.retries_attempts)
+        limits = [settings.retries_timeout, self.decided.resume_timeout]
+        if self.decided.execution_deadline is not None:
+            limits.append(remaining(self.decided.execution_deadline))
+        return Retries(min(limits), settings.retries_attempts)
 
     def _converse(self, conversation: Conversation[T], timeout: float | None) -> T:
         """Carry a conversation to its end, each request within ``execution_timeout`` and a limit of its own.
