@@ -7,10 +7,12 @@ it is used, as Airflow parses every DAG file again and again.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
 from airflow_jobmon_provider.client.exceptions import JobmonError
 from airflow_jobmon_provider.client.validation import positive_id, seconds
@@ -23,6 +25,8 @@ DEFAULT_POLL_INTERVAL = 60.0
 # Airflow gives a trigger's `on_kill` 30 s ([triggerer] on_kill_timeout): enough to find a run out of I and O.
 ON_KILL_TIMEOUT = 20.0
 
+_CLOCKS_DIFFER = 0.05  # seconds, between the monotonic clock that requests end by and the one of deadlines
+
 WHY_LATE = "every heartbeat would come too late"
 
 
@@ -33,6 +37,53 @@ def airflow_errors() -> Iterator[None]:
         yield
     except JobmonError as error:
         raise AirflowException(str(error)) from None
+
+
+def execution_deadline(context: Any, execution_timeout: timedelta | None) -> float | None:
+    """Return when a task's ``execution_timeout`` is over, in seconds since the epoch; None: it has none.
+
+    It counts from the task's start. Airflow's own clock stands still while a task is deferred, and on 3.x
+    starts anew on its return.
+
+    :param context: the task's context.
+    """
+    if execution_timeout is None:
+        return None
+    started = getattr(context.get("ti"), "start_date", None)
+    return (time.time() if started is None else started.timestamp()) + execution_timeout.total_seconds()
+
+
+def remaining(deadline: float) -> float:
+    """Return the seconds until a deadline in seconds since the epoch; 0: it is over."""
+    return max(deadline - time.time(), 0.0)
+
+
+@contextlib.contextmanager
+def execution_limit(deadline: float | None) -> Iterator[None]:
+    """Take whatever Jobmon's client raises after the end of ``execution_timeout`` for that end.
+
+    :param deadline: seconds since the epoch; None: no limit.
+    :raises AirflowTaskTimeout: it is over, and something failed; the line says what.
+    """
+    try:
+        yield
+    except JobmonError as error:
+        if deadline is None or remaining(deadline) > _CLOCKS_DIFFER:
+            raise
+        raise AirflowTaskTimeout(f"execution_timeout is over: {error}") from None
+
+
+def read_event(event: Any) -> dict[str, Any]:
+    """Return a trigger's event, if it is one.
+
+    :raises AirflowException: it is None or no event of this provider's triggers, as after an upgrade.
+    """
+    if isinstance(event, dict) and isinstance(event.get("status"), str):
+        return {"message": f"the trigger ended with {event['status']}", **event}
+    raise AirflowException(
+        "the task came back from the triggerer without a result that this version of the provider can read;"
+        " clear it to begin anew"
+    )
 
 
 def check_literal_id(name: str, value: Any) -> None:

@@ -67,5 +67,6 @@ def run_task(operator: BaseOperator, ti: TaskInstance | None = None) -> Ended:
     except TaskDeferred as deferred:
         event = asyncio.run(fire(deferred.trigger))
         events.append(event)
-        result = operator.resume_execution(deferred.method_name, {"event": event}, context)
+        kwargs = {"event": event, **json.loads(json.dumps(deferred.kwargs or {}))}
+        result = operator.resume_execution(deferred.method_name, kwargs, context)
     return Ended(result, ti.xcoms, events)

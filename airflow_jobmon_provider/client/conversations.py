@@ -24,8 +24,8 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     WorkflowRunNotFound,
 )
-from airflow_jobmon_provider.client.protocol import Call
-from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
+from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -34,6 +34,9 @@ _SHORTEST_PAUSE = 0.001  # a rest smaller than a clock's resolution would never 
 _LAST_WORD = 3.0  # seconds for a request that is sent at a limit
 _SHORTEST_LAST_WORD = 1.0  # the same where the server did not answer before, or the limit is about to come
 _AT_ONCE = 0.5
+
+LAST_LOOK = 1.0
+"""Seconds that a request gets although its time is over: a server that is up answers a last look by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,100 @@ def within(conversation: Conversation[T], end: float, clock: Clock) -> Conversat
         conversation.close()
 
 
+def in_time(conversation: Conversation[T], seconds: float, clock: Clock) -> Conversation[T]:
+    """Carry on a conversation so that none of its requests outlasts a limit, however silent the server is.
+
+    What the conversation does when the time is over is its own business.
+
+    :param conversation: what to carry on.
+    :param seconds: the limit, from now on. A request that starts later gets ``LAST_LOOK`` all the same.
+    :param clock: monotonic seconds.
+    :returns: what the conversation returns.
+    :raises JobmonError: what the conversation raises.
+    """
+    end = clock() + seconds
+    try:
+        step = next(conversation)
+        while True:
+            if isinstance(step, Ask):
+                left = max(end - clock(), LAST_LOOK)
+                step = Ask(step.call, left if step.timeout is None else min(step.timeout, left))
+            try:
+                reply = yield step
+            except JobmonError as error:
+                step = conversation.throw(error)
+            else:
+                step = conversation.send(reply)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    finally:
+        conversation.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """For how long what failed for now is tried again.
+
+    :param timeout: seconds; 0: it is tried once.
+    :param attempts: tries at most.
+    """
+
+    timeout: float
+    attempts: float
+
+
+def try_again(
+    attempt: Callable[[], Conversation[T]],
+    retries: Retries,
+    clock: Clock,
+    *,
+    worth_it: Callable[[BaseException], bool] = protocol.is_retryable,
+    uniform: Uniform = random.uniform,
+) -> Conversation[T]:
+    """Hold a conversation, and hold it again where the server failed for now or was not reached.
+
+    :param attempt: makes the conversation.
+    :param clock: monotonic seconds.
+    :param worth_it: which errors to try again after.
+    :raises JobmonError: what the last attempt raised.
+    """
+    started = clock()
+    failures = 0
+    while True:
+        try:
+            return (yield from attempt())
+        except (ServerFailure, ServerUnreachable) as error:
+            failures += 1
+            asked_for = error.retry_after if isinstance(error, ServerFailure) else None
+            pause = decisions.outage_pause(failures, asked_for, decisions.LONGEST_OUTAGE_PAUSE, uniform)
+            left = started + retries.timeout - clock()
+            if left <= 0 or failures >= retries.attempts or not worth_it(error):
+                raise
+            pause = max(min(pause, left), _SHORTEST_PAUSE)  # the last try is at the limit
+            problem = error
+        yield Note(logging.WARNING, f"{problem}; trying again in {pause:.1f} s")
+        yield Pause(pause)
+
+
+def ask_again(call: Call[T], retries: Retries, clock: Clock) -> Conversation[T]:
+    """Ask, and ask again where that may help and cannot harm.
+
+    :param call: the call. One that is not idempotent, or that is costly, is sent again only if the one before
+        was certainly not carried out: it may still be at work.
+    :param clock: monotonic seconds.
+    :raises JobmonError: the server says no, or does not answer, also not in the end.
+    """
+
+    def attempt() -> Conversation[T]:
+        reply: T = yield Ask(call)
+        return reply
+
+    harmless = call.idempotent and not call.costly
+    worth_it = protocol.is_retryable if harmless else protocol.was_not_processed
+    return (yield from try_again(attempt, retries, clock, worth_it=worth_it))
+
+
 def wait_until_resumable(
     workflow_id: int,
     *,
@@ -180,60 +277,152 @@ def wait_until_resumable(
     force_cleanup: bool,
     clock: Clock,
     uniform: Uniform = random.uniform,
-) -> Conversation[None]:
+    at_rest: bool = False,
+    signal: Call[None] | None = None,
+) -> Conversation[WorkflowDetails | None]:
     """Return once the workflow is resumable.
 
     The first check is at once, and nothing is waited for after the one that says yes. An outage is waited
-    out as long as the time-out allows.
+    out as long as the time-out allows; no request outlasts it by more than ``LAST_LOOK``.
 
     :param timeout: seconds; 0: check once.
     :param force_cleanup: clean KILL_SELF task instances up instead of waiting for their workers.
     :param clock: monotonic seconds.
+    :param at_rest: wait for the end of a run in INSTANTIATED or LAUNCHED, too. An executor has such a run and
+        is about to begin, but for Jobmon its workflow is resumable. Default False: as Jobmon says.
+    :param signal: the workflow's active run was told to stop while it may have been in a status that takes no
+        signal (LINKING, INSTANTIATED, LAUNCHED): send this again until it is in one that does. Default: no
+        signal.
+    :returns: the workflow's details as of the check that said yes, with ``at_rest``; else None. None also for
+        a workflow without runs.
     :raises ResumeTimeout: the time is over.
     :raises ServerFailure, ServerUnreachable: the time is over, and the server did not answer at the end.
     :raises RouteNotSupported: a clean-up is wanted of a server that has none.
     :raises WorkflowNotFound, InvalidRequest, UnreadableReply: final, whatever the time.
     """
-    started = clock()
     outage = Outage(f"workflow {workflow_id}", clock, tries_on=timeout > 0)
-    pending = 0
-    just_cleaned = False
+    looks = _Looks(workflow_id, outage, force_cleanup, at_rest, signal)
+    waiting = _wait_until_resumable(looks, timeout, clock, uniform)
+    return (yield from in_time(waiting, timeout, clock) if timeout > 0 else waiting)
+
+
+def _wait_until_resumable(
+    looks: _Looks, timeout: float, clock: Clock, uniform: Uniform
+) -> Conversation[WorkflowDetails | None]:
+    started = clock()
     while True:
-        reply = yield from outage.ask(protocol.is_resumable(workflow_id))
-        if reply is not None:
-            pending = reply.pending_kill_self or 0
-            step = decisions.resume_step(reply, force_cleanup)
-            if step is ResumeStep.RESUMABLE:
-                return
-            if step is ResumeStep.CLEAN_UP and not just_cleaned:
-                cleaned = yield from outage.ask(protocol.force_cleanup_kill_self(workflow_id))
-                if cleaned is not None:
-                    text = f"forced the clean-up of {cleaned} KILL_SELF task instance(s)"
-                    yield Note(logging.WARNING, f"workflow {workflow_id}: {text}")
-                    just_cleaned = True
-                    continue
-            just_cleaned = False
+        step = yield from looks.look()
+        if step is ResumeStep.RESUMABLE:
+            return looks.details
+        if step is ResumeStep.CLEAN_UP:
+            continue  # it has just been done: look again at once
         elapsed = clock() - started
         if elapsed >= timeout:
-            raise outage.error or ResumeTimeout(_not_resumable(workflow_id, elapsed, pending, force_cleanup))
+            raise looks.problem(elapsed)
         wanted = decisions.resume_pause(elapsed, uniform)
-        if outage.error is not None:
-            wanted = outage.pause(decisions.LONGEST_OUTAGE_PAUSE, uniform)
+        if looks.outage.error is not None:
+            wanted = looks.outage.pause(decisions.LONGEST_OUTAGE_PAUSE, uniform)
         yield Pause(max(min(wanted, timeout - elapsed), _SHORTEST_PAUSE))
 
 
-def _not_resumable(workflow_id: int, elapsed: float, pending: int, force_cleanup: bool) -> str:
-    text = f"workflow {workflow_id} did not become resumable within {elapsed:.1f} s"
-    if pending:
-        text += f": {pending} task instance(s) in KILL_SELF have not ended"
-        if not force_cleanup:
-            text += "; if their jobs are gone (scancel, node failure), use force_cleanup=True"
-    else:
-        text += ": a run of it is still alive"
-    return (
-        text + ". Wait longer, or for Jobmon's reaper if the run's process has died (by default up to 6.5"
-        " minutes after its last heartbeat)"
-    )
+class _Looks:
+    """Looks whether a workflow is resumable, does what a look asks for, and knows what the last one saw."""
+
+    def __init__(
+        self,
+        workflow_id: int,
+        outage: Outage,
+        force_cleanup: bool,
+        at_rest: bool,
+        signal: Call[None] | None,
+    ) -> None:
+        self.workflow_id = workflow_id
+        self.outage = outage
+        self.details: WorkflowDetails | None = None
+        self._force_cleanup = force_cleanup
+        self._at_rest = at_rest
+        self._signal = signal
+        self._pending = 0
+        self._just_cleaned = False
+        self._starting = False
+        self._answered = False
+        self._was_out = False
+
+    def look(self) -> Conversation[ResumeStep]:
+        """Look once. RESUMABLE: the wait is over; CLEAN_UP: cleaned up; WAIT: not yet, or no answer."""
+        self._was_out = self.outage.error is not None
+        reply = yield from self.outage.ask(protocol.is_resumable(self.workflow_id))
+        if reply is None:
+            return ResumeStep.WAIT
+        self._pending = reply.pending_kill_self or 0
+        step = decisions.resume_step(reply, self._force_cleanup)
+        if step is ResumeStep.CLEAN_UP and not self._just_cleaned:
+            return (yield from self._clean_up())
+        self._just_cleaned = False
+        resumable = step is ResumeStep.RESUMABLE
+        if (self._at_rest and resumable) or self._signal is not None:
+            resumable = (yield from self._look_closer(resumable)) and resumable
+        self._answered = self._answered or self.outage.error is None
+        return ResumeStep.RESUMABLE if resumable else ResumeStep.WAIT
+
+    def _clean_up(self) -> Conversation[ResumeStep]:
+        cleaned = yield from self.outage.ask(protocol.force_cleanup_kill_self(self.workflow_id))
+        if cleaned is None:
+            return ResumeStep.WAIT
+        text = f"forced the clean-up of {cleaned} KILL_SELF task instance(s)"
+        yield Note(logging.WARNING, f"workflow {self.workflow_id}: {text}")
+        self._just_cleaned = True
+        return ResumeStep.CLEAN_UP
+
+    def _look_closer(self, resumable: bool) -> Conversation[bool]:
+        """Return whether no executor is about to begin; signal again where a run has missed the signal."""
+        details = yield from self.outage.ask(protocol.workflow_details(self.workflow_id))
+        if self.outage.error is not None:
+            return False
+        self.details = details
+        status = None if details is None else details.status
+        if status in decisions.STARTING and not self._starting:
+            yield Note(
+                logging.INFO, f"workflow {self.workflow_id}: {_STARTING}; waiting until it can be told"
+            )
+        self._starting = status in decisions.STARTING
+        if self._signal is not None and (self._starting or not resumable):
+            if status == WorkflowStatus.RUNNING or decisions.misses_signals(status):
+                yield from self.outage.ask(self._signal)
+                if status == WorkflowStatus.RUNNING and self.outage.error is None:
+                    self._signal = None  # that status takes it
+            else:
+                self._signal = None  # the run has ended: one that comes now is another's
+        return not self._starting
+
+    def problem(self, elapsed: float) -> JobmonError:
+        """Return why the wait is over without a yes."""
+        # One request without an answer may have been cut short by the deadline, and says nothing.
+        if self.outage.error is not None and (self._was_out or not self._answered):
+            return self.outage.error
+        text = f"workflow {self.workflow_id} did not become resumable within {elapsed:.1f} s"
+        if self._starting:
+            return ResumeTimeout(f"{text}: {_STARTING}. {_HOW_TO_END_IT}")
+        if self._pending:
+            text += f": {self._pending} task instance(s) in KILL_SELF have not ended"
+            if not self._force_cleanup:
+                text += "; if their jobs are gone (scancel, node failure), use force_cleanup=True"
+        else:
+            text += ": a run of it is still alive"
+        return ResumeTimeout(
+            text + ". Wait longer, or for Jobmon's reaper if the run's process has died (by default up to 6.5"
+            " minutes after its last heartbeat)"
+        )
+
+
+_STARTING = (
+    "an executor has taken a run of it and not begun (INSTANTIATED or LAUNCHED), and takes no signal until it"
+    " does"
+)
+_HOW_TO_END_IT = (
+    "Wait longer. If that executor is dead, Jobmon's reaper does not end its run: PUT"
+    ' /workflow_run/<id of the run>/update_status with {"status": "E"} does'
+)
 
 
 class Progress(Protocol):

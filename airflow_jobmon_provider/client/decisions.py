@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.protocol import Resumability
@@ -94,6 +94,19 @@ def resume_step(reply: Resumability, force_cleanup: bool) -> ResumeStep:
     if force_cleanup and reply.pending_kill_self != 0:
         return ResumeStep.CLEAN_UP
     return ResumeStep.WAIT
+
+
+STARTING = (WorkflowStatus.INSTANTIATING, WorkflowStatus.LAUNCHED)
+"""An executor has the workflow's run and is about to begin, which ``is_resumable`` overlooks."""
+
+
+def misses_signals(status: str | None) -> bool:
+    """Whether a live run of a workflow in this status may not take a signal to stop, or not have taken it.
+
+    The server moves a run in B or R only. One that is linked, instantiated or launched takes none; one that
+    is bound may have missed one just before, or miss one just after.
+    """
+    return status in (WorkflowStatus.REGISTERING, WorkflowStatus.QUEUED, *STARTING)
 
 
 def resume_pause(elapsed: float, uniform: Uniform) -> float:

@@ -166,12 +166,15 @@ class WorkflowDetails:
         (3.4.8), or its reply does not tell.
     :param modern: the reply itself shows that the server is not too old for this provider. False: it does not
         show that; see :func:`~airflow_jobmon_provider.client.compatibility.check_server_version`.
+    :param status_since: when it got that status, in the server's words: it stays the same as long as no run
+        of the workflow begins or ends.
     """
 
     status: str
     name: str
     run_user: str | None = None
     modern: bool = field(default=False, compare=False)
+    status_since: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +406,7 @@ def workflow_details(workflow_id: int, refused: bool = False) -> Call[WorkflowDe
         if not reply:
             return None
         rows = [_object(row) for row in reply]
-        created = _text(rows[0].get("wf_created_date"))
+        created, since = _text(rows[0].get("wf_created_date")), rows[0].get("wf_status_date")
         if re.match("[A-Z][a-z]{2}, ", created):  # as Flask writes dates, on which Jobmon rested before 3.4
             raise ServerTooOld(TOO_OLD)
         owner = _owner(rows, refused=refused)
@@ -412,6 +415,7 @@ def workflow_details(workflow_id: int, refused: bool = False) -> Call[WorkflowDe
             _name(rows[0], "wf_name"),
             excerpt(owner) if owner else None,
             modern=created[:4].isdigit(),
+            status_since=excerpt(since) if since else None,
         )
 
     route = f"/workflow_details_viz/{workflow_id}"

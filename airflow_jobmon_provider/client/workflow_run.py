@@ -7,23 +7,29 @@ resumable, and a reply that says no raises.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import logging
 import time
-from http import HTTPStatus
 from typing import Any
 
 from airflow_jobmon_provider.client import protocol
-from airflow_jobmon_provider.client.conversations import wait_until_resumable
+from airflow_jobmon_provider.client.conversations import (
+    Conversation,
+    Retries,
+    ask_again,
+    in_time,
+    wait_until_resumable,
+)
+from airflow_jobmon_provider.client.decisions import STARTING
 from airflow_jobmon_provider.client.exceptions import (
-    InvalidRequest,
     ResumeTimeout,
     ServerFailure,
     ServerUnreachable,
+    WorkflowBusy,
     WorkflowNotResumable,
 )
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
+from airflow_jobmon_provider.client.resume import check_increase_resources
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_ATTEMPTS,
     DEFAULT_RETRIES_TIMEOUT,
@@ -33,6 +39,8 @@ from airflow_jobmon_provider.client.statuses import RunStatus, read_status
 from airflow_jobmon_provider.client.validation import positive_id, seconds
 
 logger = logging.getLogger(__name__)
+
+_LAST_INSTANT = 0.001  # seconds; 0 would mean "check once", for as long as that takes
 
 
 class WorkflowRunFactory:
@@ -60,7 +68,9 @@ class WorkflowRunFactory:
 
         :param reset_running_jobs: True: cold resume, running tasks are killed. False: hot resume, they are
             let finish. Default True.
-        :param resume_timeout: seconds to wait; 0: check once. Default 300.
+        :param resume_timeout: seconds for signal and wait, also where the server does not answer; 0: ask
+            once for each. Default 300. It needs a requester of this project: any other gives each request a
+            time-out of its own.
         :param force_cleanup: clean task instances in KILL_SELF up at once instead of waiting for their
             workers, for jobs that were ended from outside (scancel, node failure). Needs Jobmon 3.7. Default
             False.
@@ -69,9 +79,10 @@ class WorkflowRunFactory:
         :raises RouteNotSupported: the server cannot force a clean-up; nothing was changed.
         :raises ServerUnreachable, ServerFailure: the server did not answer, also not in the end.
         """
-        seconds("resume_timeout", resume_timeout)
-        self.signal_resume(reset_running_jobs, force_cleanup)
-        self.wait_for_workflow_resume(resume_timeout, force_cleanup)
+        end = time.monotonic() + seconds("resume_timeout", resume_timeout)
+        self._signal(reset_running_jobs, force_cleanup, resume_timeout)
+        left = max(end - time.monotonic(), _LAST_INSTANT) if resume_timeout > 0 else 0
+        self.wait_for_workflow_resume(left, force_cleanup)
 
     def signal_resume(self, reset_running_jobs: bool = True, force_cleanup: bool = False) -> None:
         """Tell the workflow's active run to stop, and do not wait for it.
@@ -82,12 +93,34 @@ class WorkflowRunFactory:
         :param force_cleanup: see :meth:`set_workflow_resume`.
         :raises RouteNotSupported: the server cannot force a clean-up; nothing was changed.
         """
-        if force_cleanup and not self.workflow_is_resumable:
-            # Before the signal: a server that cannot clean up says so while nothing has been changed.
-            with contextlib.suppress(ResumeTimeout, ServerUnreachable, ServerFailure):
-                self.wait_for_workflow_resume(0, force_cleanup)
+        self._signal(reset_running_jobs, force_cleanup, None)
+
+    def _signal(self, reset_running_jobs: bool, force_cleanup: bool, timeout: float | None) -> None:
+        """Signal. ``timeout``: seconds that it may take; 0: ask once; None: as the requester tries."""
+        started = time.monotonic()
+
+        def signal() -> Conversation[None]:
+            if force_cleanup:
+                # Before the signal: a server that cannot clean up says so while nothing has been changed.
+                try:
+                    yield from wait_until_resumable(
+                        self.workflow_id, timeout=0, force_cleanup=True, clock=time.monotonic
+                    )
+                    self.workflow_is_resumable = True
+                    return
+                except ResumeTimeout:
+                    pass
+                except (ServerUnreachable, ServerFailure):
+                    if timeout and time.monotonic() - started >= timeout:
+                        raise
+            call = protocol.set_resume(self.workflow_id, bool(reset_running_jobs))
+            yield from ask_again(call, self._retries(timeout), time.monotonic)
+
         if not self.workflow_is_resumable:
-            ask(self.requester, protocol.set_resume(self.workflow_id, bool(reset_running_jobs)))
+            signalling = signal()
+            if timeout:
+                signalling = in_time(signalling, timeout, time.monotonic)
+            converse(self.requester, signalling, log=logger)
 
     def wait_for_workflow_resume(self, resume_timeout: float = 300, force_cleanup: bool = False) -> None:
         """Wait until the workflow can be resumed, without telling anything to stop.
@@ -110,6 +143,12 @@ class WorkflowRunFactory:
         converse(self.requester, waiting, log=logger)
         self.workflow_is_resumable = True
 
+    def _retries(self, timeout: float | None = None) -> Retries:
+        """Return how long the requester tries a request again, and no longer than the time-out."""
+        retries_timeout = getattr(self.requester, "retries_timeout", DEFAULT_RETRIES_TIMEOUT)
+        attempts = getattr(self.requester, "retries_attempts", DEFAULT_RETRIES_ATTEMPTS)
+        return Retries(retries_timeout if timeout is None else min(retries_timeout, timeout), attempts)
+
     def force_cleanup_kill_self(self) -> int:
         """Give up on task instances that were told to kill themselves, and end their run.
 
@@ -125,21 +164,23 @@ class WorkflowRunFactory:
 
         :raises RouteNotSupported: the server cannot do it (before 3.7).
         """
-        try:
-            ask(self.requester, protocol.probe_increase_resources(self.workflow_id))
-        except InvalidRequest as error:
-            if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:  # that is the right answer to a GET
-                raise
+        checking = check_increase_resources(self.workflow_id, self._retries(), time.monotonic)
+        converse(self.requester, checking, log=logger)
 
     def increase_resources(self) -> int:
         """Raise the resources of tasks that failed for lack of them, by the tasks' own ``resource_scales``.
 
-        To be called before :meth:`reset_task_statuses`, which makes the server forget why a task failed.
+        To be called before :meth:`reset_task_statuses`, which makes the server forget why a task failed. A
+        second call before that raises the same tasks once more.
 
         :returns: how many tasks were raised.
+        :raises WorkflowBusy: a run of the workflow is alive; nothing was changed.
         :raises RouteNotSupported: the server cannot do it (before 3.7).
         :raises WorkflowNotFound: there is no such workflow.
         """
+        if not ask(self.requester, protocol.is_resumable(self.workflow_id)).resumable:
+            raise WorkflowBusy(f"workflow {self.workflow_id} is not resumable: a run of it is alive")
+        self._refuse_if_starting()
         raised = ask(self.requester, protocol.increase_resources(self.workflow_id))
         logger.info("workflow %d: raised the resources of %d task(s)", self.workflow_id, raised)
         return raised
@@ -147,13 +188,26 @@ class WorkflowRunFactory:
     def reset_task_statuses(self, reset_if_running: bool = True, force_cleanup: bool = False) -> None:
         """Make the workflow's tasks that are not done ready to run again; waits for resumability first.
 
+        The server needs time in proportion to the workflow's tasks, which no ``resume_timeout`` bounds.
+
         :param reset_if_running: also those that are running. Default True.
         :param force_cleanup: see :meth:`set_workflow_resume`.
+        :raises WorkflowBusy: an executor has a run of the workflow and is about to begin (INSTANTIATED,
+            LAUNCHED), for which Jobmon itself would reset its tasks; a ``WorkflowNotResumable``.
         :raises WorkflowNotResumable: the server refused, with its words.
         :raises WorkflowNotFound: there is no such workflow.
         """
         self.wait_for_workflow_resume(force_cleanup=force_cleanup)
+        self._refuse_if_starting()
         ask(self.requester, protocol.set_resume_state(self.workflow_id, bool(reset_if_running)))
+
+    def _refuse_if_starting(self) -> None:
+        details = ask(self.requester, protocol.workflow_details(self.workflow_id))
+        if details is not None and details.status in STARTING:
+            raise WorkflowBusy(
+                f"workflow {self.workflow_id} is not resumable: an executor has taken a run of it and is"
+                f" about to begin (INSTANTIATED or LAUNCHED)"
+            )
 
     def create_workflow_run(
         self,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -20,10 +21,8 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import (
+    InvalidRequest,
     JobmonError,
-    ResumeTimeout,
-    ServerFailure,
-    ServerUnreachable,
     WorkflowRunNotFound,
 )
 from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
@@ -34,7 +33,11 @@ from airflow_jobmon_provider.common import (
     airflow_errors,
     check_heartbeat,
     check_literal_id,
+    execution_deadline,
+    execution_limit,
     heartbeat_of,
+    read_event,
+    remaining,
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.links import JobmonWorkflowLink
@@ -42,11 +45,14 @@ from airflow_jobmon_provider.links import JobmonWorkflowLink
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_jobmon_provider.client.conversations import Conversation, RunEnd
-    from airflow_jobmon_provider.client.protocol import TaskCounts
-    from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
+    from airflow_jobmon_provider.client.conversations import Conversation, Retries, RunEnd
+    from airflow_jobmon_provider.client.protocol import Call, TaskCounts, WorkflowDetails
+    from airflow_jobmon_provider.client.resume import Begun
     from airflow_jobmon_provider.execution import Execution
 
+T = TypeVar("T")
+
+_LAST_INSTANT = 0.001  # seconds; 0 would mean "check once", for as long as that takes
 _EXECUTOR_GRACE = 30.0  # seconds that an executor has to stop its distributor after the run's end
 _CANCEL_PATIENCE = 120.0  # seconds; its tasks learn that they are to end by a heartbeat each 90 s, by default
 
@@ -59,16 +65,21 @@ class ResumeWorkflowOperator(BaseOperator):
     :param reset_running_jobs: True: cold resume, running tasks are killed. False: hot resume, they are let
         finish. Default True.
     :param reset_if_running: also reset tasks that count as running. Default: as ``reset_running_jobs``.
-    :param resume_timeout: seconds to wait until the workflow is resumable; 0: check once. Default 300.
+    :param resume_timeout: seconds (or a ``timedelta``) until the workflow must be resumable, also where the
+        server does not answer; 0: check once. Resetting the tasks comes after it: the server may need minutes
+        for a million tasks, and only ``execution_timeout`` bounds it. Default 300.
     :param force_cleanup: clean task instances in KILL_SELF up instead of waiting for their workers, for jobs
         that were ended from outside (scancel, node failure). Needs Jobmon 3.7. Default False.
     :param increase_resources: raise the resources of tasks that failed for lack of them, by the tasks' own
-        ``resource_scales``, before they are reset. Needs Jobmon 3.7. Default False.
+        ``resource_scales``, before they are reset; once, also where a retry follows. Needs Jobmon 3.7.
+        Default False.
     :param if_done: what to do about a workflow that is DONE: ``skip`` the task (default) or ``fail`` it.
     :param deferrable: wait in the triggerer instead of on a worker. Default: ``[operators]
         default_deferrable``.
     :returns: the workflow id, as XCom.
     :raises AirflowSkipException: the workflow is DONE and ``if_done="skip"``.
+    :raises AirflowTaskTimeout: ``execution_timeout`` is over. It counts from the task's start, also while the
+        task is deferred.
     :raises AirflowException: anything else that keeps the workflow from being resumed, in one line.
     """
 
@@ -83,7 +94,7 @@ class ResumeWorkflowOperator(BaseOperator):
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         reset_running_jobs: bool = True,
         reset_if_running: bool | None = None,
-        resume_timeout: float = 300,
+        resume_timeout: float | timedelta = 300,
         force_cleanup: bool = False,
         increase_resources: bool = False,
         if_done: str = "skip",
@@ -96,7 +107,9 @@ class ResumeWorkflowOperator(BaseOperator):
         self.jobmon_conn_id = jobmon_conn_id
         self.reset_running_jobs = reset_running_jobs
         self.reset_if_running = reset_running_jobs if reset_if_running is None else reset_if_running
-        self.resume_timeout = seconds("resume_timeout", resume_timeout)
+        if isinstance(resume_timeout, timedelta):
+            resume_timeout = resume_timeout.total_seconds()
+        self.resume_timeout: float = seconds("resume_timeout", resume_timeout)
         self.force_cleanup = force_cleanup
         self.increase_resources = increase_resources
         self.if_done = one_of("if_done", if_done, ("skip", "fail"))
@@ -107,71 +120,300 @@ class ResumeWorkflowOperator(BaseOperator):
         workflow_id = positive_id("workflow_id", self.workflow_id)
         hook = JobmonHook(self.jobmon_conn_id)
         with airflow_errors():
+            decided = _Resume(
+                workflow_id=workflow_id,
+                jobmon_conn_id=self.jobmon_conn_id,
+                server=hook.server.settings.service_url,
+                reset_if_running=self.reset_if_running,
+                increase_resources=self.increase_resources,
+                if_done=self.if_done,
+                resume_timeout=self.resume_timeout,
+                deadline=time.time() + self.resume_timeout,
+                execution_deadline=execution_deadline(context, self.execution_timeout),
+            )
             JobmonWorkflowLink().store(context, hook.server.gui_url, workflow_id)
-            self._stop_if_done(hook, workflow_id)
-            factory = hook.get_workflow_run_factory(workflow_id)
-            if self.increase_resources:
-                factory.check_increase_resources()  # before anything is changed
-            self.log.info("Signalling workflow %d to resume at %s", workflow_id, factory.requester.url)
-            factory.signal_resume(self.reset_running_jobs, self.force_cleanup)
-            if self.deferrable:
-                self._defer_unless_resumable(factory)
-            factory.wait_for_workflow_resume(self.resume_timeout, self.force_cleanup)
-            return self._reset_tasks(hook, factory)
+            work = _ResumeWork(decided, hook, self.log)
+            begun = work.begin(self.reset_running_jobs, self.force_cleanup)
+            details = begun.details
+            if not begun.at_rest:
+                if self.deferrable:
+                    self._defer(decided, self.reset_running_jobs if begun.signal else None)
+                details = work.wait(self.force_cleanup, begun.signal)
+            return work.finish(context, details)
 
-    def _defer_unless_resumable(self, factory: WorkflowRunFactory) -> None:
-        try:
-            factory.wait_for_workflow_resume(0, self.force_cleanup)
-        except (ResumeTimeout, ServerFailure, ServerUnreachable):
-            self.log.info(
-                "Workflow %d is not resumable yet; waiting in the triggerer for up to %g s",
-                factory.workflow_id,
-                self.resume_timeout,
-            )
-            from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger
+    def _defer(self, decided: _Resume, reset_running_jobs: bool | None) -> NoReturn:
+        from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger
 
-            self.defer(
-                trigger=WorkflowResumableTrigger(
-                    workflow_id=factory.workflow_id,
-                    jobmon_conn_id=self.jobmon_conn_id,
-                    force_cleanup=self.force_cleanup,
-                    deadline=time.time() + self.resume_timeout,
-                ),
-                method_name="execute_complete",
-            )
+        self.log.info(
+            "Workflow %d is not resumable yet; waiting in the triggerer for up to %.0f s",
+            decided.workflow_id,
+            remaining(decided.first_deadline),
+        )
+        self.defer(
+            trigger=WorkflowResumableTrigger(
+                workflow_id=decided.workflow_id,
+                jobmon_conn_id=decided.jobmon_conn_id,
+                force_cleanup=self.force_cleanup,
+                deadline=decided.first_deadline,
+                reset_running_jobs=reset_running_jobs,
+                server=decided.server,
+            ),
+            method_name="execute_complete",
+            kwargs={"decided": asdict(decided)},
+        )
+        raise AssertionError("defer() does not return")
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> int:
-        """Go on when the trigger has fired.
+    def execute_complete(
+        self, context: Context, event: dict[str, Any] | None = None, decided: dict[str, Any] | None = None
+    ) -> int:
+        """Go on when the trigger has fired, as was decided before the deferral.
 
         :param event: see :class:`~airflow_jobmon_provider.triggers.jobmon.WorkflowResumableTrigger`.
+        :param decided: what ``execute`` had decided; None: a version of this provider deferred that did not
+            say, and the operator's own arguments are all there is.
         """
+        event = read_event(event)
+        plan = self._decided_by_an_older_version(event) if decided is None else _Resume(**decided)
         if event["status"] != "success":
+            if event["status"] == "timeout" and plan.is_over:
+                raise AirflowTaskTimeout(f"execution_timeout is over: {event['message']}")
             raise AirflowException(event["message"])
-        hook = JobmonHook(self.jobmon_conn_id)
         with airflow_errors():
-            factory = hook.get_workflow_run_factory(event["workflow_id"])
-            factory.workflow_is_resumable = True  # the trigger has just seen it
-            return self._reset_tasks(hook, factory)
+            hook = JobmonHook(plan.jobmon_conn_id)
+            hook.check_server(event.get("server") or plan.server)
+            return _ResumeWork(plan, hook, self.log).finish(context)
 
-    def _reset_tasks(self, hook: JobmonHook, factory: WorkflowRunFactory) -> int:
+    def _decided_by_an_older_version(self, event: dict[str, Any]) -> _Resume:
+        if event.get("workflow_id") is None:
+            read_event(None)
+        return _Resume(
+            workflow_id=positive_id("workflow_id", event["workflow_id"]),
+            jobmon_conn_id=self.jobmon_conn_id,
+            server=event.get("server"),
+            reset_if_running=self.reset_if_running,
+            increase_resources=self.increase_resources,
+            if_done=self.if_done,
+            resume_timeout=self.resume_timeout,
+            deadline=time.time(),
+            execution_deadline=None,
+        )
+
+
+@dataclass(frozen=True)
+class _Resume:
+    """What was decided before anything was sent, and holds after a deferral (design rule 9). Plain values.
+
+    :param deadline: seconds since the epoch when ``resume_timeout`` is over.
+    :param execution_deadline: the same for ``execution_timeout``; None: there is none.
+    """
+
+    workflow_id: int
+    jobmon_conn_id: str
+    server: str | None
+    reset_if_running: bool
+    increase_resources: bool
+    if_done: str
+    resume_timeout: float
+    deadline: float
+    execution_deadline: float | None
+
+    @property
+    def first_deadline(self) -> float:
+        """When the first of both time-outs is over."""
+        return (
+            self.deadline if self.execution_deadline is None else min(self.deadline, self.execution_deadline)
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is ``execution_timeout`` that is over, if one of them is."""
+        return self.execution_deadline is not None and self.execution_deadline <= self.deadline
+
+
+class _ResumeWork:
+    """What ``ResumeWorkflowOperator`` does on a worker, each request within the user's limits."""
+
+    def __init__(self, decided: _Resume, hook: JobmonHook, log: Any) -> None:
+        self.decided = decided
+        self._hook = hook
+        self._log = log
+
+    def begin(self, reset_running_jobs: bool, force_cleanup: bool) -> Begun:
+        """Find out all that would keep the workflow from being resumed, and only then tell its run to stop.
+
+        :returns: what was found.
+        :raises AirflowSkipException: the workflow is DONE and ``if_done="skip"``.
+        """
+        from airflow_jobmon_provider.client.resume import begin_resume
+
+        decided = self.decided
+        beginning = begin_resume(
+            decided.workflow_id,
+            reset_running_jobs=reset_running_jobs,
+            force_cleanup=force_cleanup,
+            increase_resources=decided.increase_resources,
+            server=self._hook.server.settings.service_url,
+            retries=self._retries(),
+            clock=time.monotonic,
+        )
+        begun = self._converse(beginning, remaining(decided.deadline) if decided.resume_timeout else None)
+        self._stop_if_done(begun.details)
+        return begun
+
+    def wait(self, force_cleanup: bool, signal: Call[None] | None) -> WorkflowDetails | None:
+        """Wait here until the workflow is at rest; return what the server says of it then.
+
+        :param signal: sent again to a run that may have missed it.
+        """
+        from airflow_jobmon_provider.client.conversations import wait_until_resumable
+
+        waiting = wait_until_resumable(
+            self.decided.workflow_id,
+            timeout=max(remaining(self.decided.first_deadline), _LAST_INSTANT)
+            if self.decided.resume_timeout
+            else 0,
+            force_cleanup=force_cleanup,
+            clock=time.monotonic,
+            at_rest=True,
+            signal=signal,
+        )
+        return self._converse(waiting, None)
+
+    def finish(self, context: Context, details: WorkflowDetails | None = None) -> int:
+        """Raise resources if asked for, reset the tasks, and return the workflow's id.
+
+        :param details: what the server has just said of the workflow, which is at rest; None: look anew.
+        :raises AirflowSkipException: the workflow is DONE and ``if_done="skip"``.
+        """
+        from airflow_jobmon_provider.client.resume import check_at_rest, reset_tasks
+
+        decided = self.decided
+        if details is None:
+            checking = check_at_rest(decided.workflow_id, self._retries(), time.monotonic)
+            details = self._converse(checking, decided.resume_timeout or None)
         # Asked again: the run that was told to stop may have finished the workflow instead.
-        self._stop_if_done(hook, factory.workflow_id)
-        if self.increase_resources:
-            # As late as can be: it sees every task that has failed, and the reset keeps a retry of this task
-            # from raising the same ones again.
-            raised = factory.increase_resources()
-            self.log.info("Raised the resources of %d failed task(s)", raised)
-        factory.reset_task_statuses(self.reset_if_running)
-        self.log.info("Workflow %d is ready for its next run", factory.workflow_id)
-        return factory.workflow_id
+        self._stop_if_done(details)
+        resetting = reset_tasks(
+            decided.workflow_id, decided.reset_if_running, self._retries(), time.monotonic
+        )
+        if decided.increase_resources:
+            memory = _RaisedMemory(context, decided, self._hook.server.settings.service_url, details)
+            with memory.or_no_retry():
+                self._raise_resources(memory)
+                self._converse(resetting, None)
+            memory.forget()
+        else:
+            self._converse(resetting, None)
+        self._log.info("Workflow %d is ready for its next run", decided.workflow_id)
+        return decided.workflow_id
 
-    def _stop_if_done(self, hook: JobmonHook, workflow_id: int) -> None:
+    def _raise_resources(self, memory: _RaisedMemory) -> None:
+        # As late as can be: it sees every task that has failed. Until the reset, a second call would raise
+        # the same ones once more.
+        from airflow_jobmon_provider.client import protocol
+        from airflow_jobmon_provider.client.conversations import ask_again
+
+        if memory.knows():
+            self._log.warning("An earlier try has raised the resources of the failed tasks; not once more")
+            return
+        memory.remember()
+        call = protocol.increase_resources(self.decided.workflow_id)
+        try:
+            raised = self._converse(ask_again(call, self._retries(), time.monotonic), None)
+        except JobmonError as error:
+            if isinstance(error, InvalidRequest) or protocol.was_not_processed(error):
+                memory.forget()
+            raise
+        self._log.info("Raised the resources of %d failed task(s)", raised)
+
+    def _stop_if_done(self, details: WorkflowDetails | None) -> None:
         # A workflow that is DONE reports resumable, but refuses a new run (protocol page).
-        details = hook.get_workflow_details(workflow_id)
         if details is not None and details.status == WorkflowStatus.DONE:
-            message = f"workflow {workflow_id} is DONE: there is nothing to resume"
-            self.log.info("The %s", message)  # Airflow shows a skip's reason only in the line's details
-            raise AirflowSkipException(message) if self.if_done == "skip" else AirflowFailException(message)
+            message = f"workflow {self.decided.workflow_id} is DONE: there is nothing to resume"
+            self._log.info("The %s", message)  # Airflow shows a skip's reason only in the line's details
+            skip = self.decided.if_done == "skip"
+            raise AirflowSkipException(message) if skip else AirflowFailException(message)
+
+    def _retries(self) -> Retries:
+        """Return for how long to try again: as the connection says, and within the user's limits."""
+        from airflow_jobmon_provider.client.conversations import Retries
+
+        settings = self._hook.server.settings
+        limits = [settings.retries_timeout, self.decided.resume_timeout]
+        if self.decided.execution_deadline is not None:
+            limits.append(remaining(self.decided.execution_deadline))
+        return Retries(min(limits), settings.retries_attempts)
+
+    def _converse(self, conversation: Conversation[T], timeout: float | None) -> T:
+        """Carry a conversation to its end, each request within ``execution_timeout`` and a limit of its own.
+
+        :param timeout: seconds; None: the requests have the transport's time-outs.
+        """
+        from airflow_jobmon_provider.client.conversations import in_time
+
+        end = self.decided.execution_deadline
+        if end is not None:
+            left = remaining(end)
+            if left == 0:
+                raise AirflowTaskTimeout(
+                    f"execution_timeout is over before workflow {self.decided.workflow_id} was ready"
+                )
+            timeout = left if timeout is None else min(timeout, left)
+        if timeout is not None:
+            conversation = in_time(conversation, timeout, time.monotonic)
+        with execution_limit(end):
+            return self._hook.converse(conversation, log=self._log)
+
+
+class _RaisedMemory:
+    """Remembers that the resources of a workflow's failed tasks were raised, until the tasks are reset.
+
+    Where Airflow has a place for it (3.3), a retry learns of it; where not, none may follow.
+    """
+
+    _KEY = "jobmon_resources_raised"
+
+    def __init__(
+        self, context: Context, decided: _Resume, server: str, details: WorkflowDetails | None
+    ) -> None:
+        self._store: Any = context.get("task_state_store")
+        # Once another run has begun, other tasks may have failed, or the same ones again.
+        since = None if details is None else details.status_since
+        self._raised = {"workflow_id": decided.workflow_id, "server": server, "status_since": since}
+        self._sent = False
+
+    def knows(self) -> bool:
+        """Whether an earlier try raised them, or may have."""
+        return self._store is not None and self._store.get(self._KEY) == self._raised
+
+    def remember(self) -> None:
+        """Keep for the next try that they are being raised: its reply may be lost."""
+        self._sent = True
+        if self._store is not None:
+            self._store.set(self._KEY, self._raised)
+
+    def forget(self) -> None:
+        """They were not raised, or the tasks have been reset."""
+        self._sent = False
+        if self._store is not None:
+            self._store.delete(self._KEY)
+
+    @contextlib.contextmanager
+    def or_no_retry(self) -> Iterator[None]:
+        """Let no retry follow that would raise them again because nobody remembers.
+
+        :raises AirflowFailException: they may have been raised, and what followed failed.
+        """
+        try:
+            yield
+        except (JobmonError, AirflowTaskTimeout) as error:
+            if self._store is not None or not self._sent:
+                raise
+            raise AirflowFailException(
+                f"{error}. The resources of workflow {self._raised['workflow_id']}'s failed tasks may have"
+                f" been raised already, which this Airflow cannot remember for a retry (3.3 can): resume the"
+                f" workflow with increase_resources=False"
+            ) from None
 
 
 class CreateWorkflowRunOperator(BaseOperator):

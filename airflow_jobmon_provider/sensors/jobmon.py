@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowSensorTimeout,
+    AirflowTaskTimeout,
     BaseSensorOperator,
     conf,
 )
@@ -22,43 +23,125 @@ from airflow_jobmon_provider.common import (
     airflow_errors,
     check_heartbeat,
     check_literal_id,
+    execution_deadline,
     heartbeat_of,
+    read_event,
+    remaining,
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from datetime import datetime
 
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.triggers.base import BaseTrigger
+
+    from airflow_jobmon_provider.client.conversations import Conversation
     from airflow_jobmon_provider.client.statuses import RunStatus
+
+T = TypeVar("T")
+
+_JUST_AFTER = 0.01  # seconds: Airflow's base class takes a time-out for over once more than that has passed
 
 
 class _JobmonSensor(BaseSensorOperator):
-    """What both sensors do alike: outlive an outage, and end as the trigger's event says."""
+    """What both sensors do alike: outlive an outage, keep to their limits, end as the trigger's event says.
+
+    Airflow looks at ``timeout`` only after a poke and before a pause of ``poke_interval``. Here the last poke
+    is at the time-out, and no request of a poke outlasts it by more than a second.
+    """
 
     def __init__(self, *, jobmon_conn_id: str, deferrable: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.jobmon_conn_id = jobmon_conn_id
         self.deferrable = deferrable
+        self._poke_until: float | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Wait; the first look is on the worker, so that nothing is deferred that is over already."""
+        self._check_ids()
+        timed_out = time.time() + self.timeout - self._waited(context)
+        if not self.deferrable:
+            self._poke_until = timed_out
+            return super().execute(context)
+        execution_end = execution_deadline(context, self.execution_timeout)
+        first = timed_out if execution_end is None else min(timed_out, execution_end)
+        self._poke_until = first
+        hook = JobmonHook(self.jobmon_conn_id)
+        if not self._poke(hook):
+            limit = "timeout" if first == timed_out else "execution_timeout"
+            self.defer(
+                trigger=self._trigger(hook, first), method_name="execute_complete", kwargs={"limit": limit}
+            )
+        return None
+
+    def _waited(self, context: Context) -> float:
+        """Return for how many seconds earlier pokes have waited, in mode ``reschedule``."""
+        if self.deferrable or not self.reschedule:
+            return 0.0
+        ti: Any = context["ti"]
+        # Airflow 2.11 sets a rescheduled task's start date to that of its first poke.
+        ask = getattr(ti, "get_first_reschedule_date", None)
+        first: datetime | None = getattr(ti, "start_date", None) if ask is None else ask(context)
+        waited = 0.0 if first is None else time.time() - first.timestamp()
+        return max(waited, 0.0)
+
+    def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
+        interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
+        left: float = max(self.timeout - run_duration(), 0.0)
+        return min(interval, left + _JUST_AFTER)
 
     def poke(self, context: Context) -> bool:
         """Look once. A server that does not answer now is asked again at the next poke."""
+        return self._poke(JobmonHook(self.jobmon_conn_id))
+
+    def _poke(self, hook: JobmonHook) -> bool:
         with airflow_errors():
             try:
-                return self._look(JobmonHook(self.jobmon_conn_id))
+                return self._look(hook)
             except (ServerFailure, ServerUnreachable) as error:
                 self.log.warning("Jobmon does not answer, trying on: %s", error)
                 return False
+
+    def _converse(self, hook: JobmonHook, conversation: Conversation[T]) -> T:
+        """Carry a conversation to its end, each request within the sensor's time-out."""
+        from airflow_jobmon_provider.client.conversations import in_time
+
+        if self._poke_until is not None:
+            conversation = in_time(conversation, remaining(self._poke_until), time.monotonic)
+        return hook.converse(conversation, log=self.log)
+
+    @abc.abstractmethod
+    def _check_ids(self) -> None:
+        """Check the ids that a template may have rendered.
+
+        :raises ValueError: one is no positive integer.
+        """
 
     @abc.abstractmethod
     def _look(self, hook: JobmonHook) -> bool:
         """Return whether the wait is over."""
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+    @abc.abstractmethod
+    def _trigger(self, hook: JobmonHook, deadline: float) -> BaseTrigger:
+        """Return the trigger that goes on waiting.
+
+        :param hook: that of the first look.
+        :param deadline: seconds since the epoch.
+        """
+
+    def execute_complete(
+        self, context: Context, event: dict[str, Any] | None = None, limit: str = "timeout"
+    ) -> None:
         """Succeed or fail as the trigger's event says.
 
         :param event: see the triggers in :mod:`airflow_jobmon_provider.triggers.jobmon`.
+        :param limit: which of the task's limits the trigger's deadline was.
         """
+        event = read_event(event)
         if event["status"] == "timeout":
+            if limit == "execution_timeout":
+                raise AirflowTaskTimeout(f"execution_timeout is over: {event['message']}")
             raise AirflowSensorTimeout(event["message"])
         if event["status"] != "success":
             raise AirflowException(event["message"])
@@ -67,6 +150,9 @@ class _JobmonSensor(BaseSensorOperator):
 
 class WorkflowResumableSensor(_JobmonSensor):
     """Wait until a workflow is resumable, that is until none of its runs is alive. It signals nothing.
+
+    A run that an executor has taken and not begun (INSTANTIATED, LAUNCHED) is alive, which Jobmon itself
+    overlooks.
 
     A workflow that is DONE counts as resumable, as it does for Jobmon.
 
@@ -77,6 +163,7 @@ class WorkflowResumableSensor(_JobmonSensor):
     :param deferrable: wait in the triggerer instead of poking from workers. Default: ``[operators]
         default_deferrable``.
     :raises AirflowSensorTimeout: not resumable within ``timeout``.
+    :raises AirflowTaskTimeout: not within ``execution_timeout``, which holds while deferred, too.
     """
 
     template_fields: Sequence[str] = ("workflow_id", "jobmon_conn_id")
@@ -96,28 +183,32 @@ class WorkflowResumableSensor(_JobmonSensor):
         self.workflow_id = workflow_id
         self.force_cleanup = force_cleanup
 
-    def execute(self, context: Context) -> Any:
-        """Wait; the first look is on the worker, so that nothing is deferred that is over already."""
-        workflow_id = positive_id("workflow_id", self.workflow_id)
-        if not self.deferrable:
-            return super().execute(context)
-        if not self.poke(context):
-            from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger
+    def _check_ids(self) -> None:
+        positive_id("workflow_id", self.workflow_id)
 
-            self.defer(
-                trigger=WorkflowResumableTrigger(
-                    workflow_id=workflow_id,
-                    jobmon_conn_id=self.jobmon_conn_id,
-                    force_cleanup=self.force_cleanup,
-                    deadline=time.time() + self.timeout,
-                ),
-                method_name="execute_complete",
-            )
-        return None
+    def _trigger(self, hook: JobmonHook, deadline: float) -> BaseTrigger:
+        from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger
+
+        return WorkflowResumableTrigger(
+            workflow_id=positive_id("workflow_id", self.workflow_id),
+            jobmon_conn_id=self.jobmon_conn_id,
+            force_cleanup=self.force_cleanup,
+            deadline=deadline,
+            server=hook.server.settings.service_url,
+        )
 
     def _look(self, hook: JobmonHook) -> bool:
+        from airflow_jobmon_provider.client.conversations import wait_until_resumable
+
+        looking = wait_until_resumable(
+            positive_id("workflow_id", self.workflow_id),
+            timeout=0,
+            force_cleanup=self.force_cleanup,
+            clock=time.monotonic,
+            at_rest=True,
+        )
         try:
-            hook.get_workflow_run_factory(self.workflow_id).wait_for_workflow_resume(0, self.force_cleanup)
+            self._converse(hook, looking)
         except ResumeTimeout:
             self.log.info("Workflow %s is not resumable yet", self.workflow_id)
             return False
@@ -141,6 +232,7 @@ class WorkflowRunSensor(_JobmonSensor):
     :param deferrable: wait in the triggerer instead of poking from workers. Default: ``[operators]
         default_deferrable``.
     :raises AirflowSensorTimeout: the run has not ended within ``timeout``.
+    :raises AirflowTaskTimeout: not within ``execution_timeout``, which holds while deferred, too.
     :raises AirflowException: the run ended otherwise than DONE.
     """
 
@@ -169,27 +261,22 @@ class WorkflowRunSensor(_JobmonSensor):
         self.poll_interval = seconds("poll_interval", poll_interval, above=0)
         self._last_status: RunStatus | None = None
 
-    def execute(self, context: Context) -> Any:
-        """Wait; the first look is on the worker, so that nothing is deferred that is over already."""
-        workflow_run_id = positive_id("workflow_run_id", self.workflow_run_id)
-        if not self.deferrable:
-            return super().execute(context)
-        if not self.poke(context):
-            from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
+    def _check_ids(self) -> None:
+        positive_id("workflow_run_id", self.workflow_run_id)
 
-            self.defer(
-                trigger=WorkflowRunHeartbeatTrigger(
-                    workflow_run_id=workflow_run_id,
-                    jobmon_conn_id=self.jobmon_conn_id,
-                    workflow_run_heartbeat_interval=self.workflow_run_heartbeat_interval,
-                    heartbeat_report_by_buffer=self.heartbeat_report_by_buffer,
-                    keep_alive=self.keep_alive,
-                    poll_interval=self.poll_interval,
-                    deadline=time.time() + self.timeout,
-                ),
-                method_name="execute_complete",
-            )
-        return None
+    def _trigger(self, hook: JobmonHook, deadline: float) -> BaseTrigger:
+        from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
+
+        return WorkflowRunHeartbeatTrigger(
+            workflow_run_id=positive_id("workflow_run_id", self.workflow_run_id),
+            jobmon_conn_id=self.jobmon_conn_id,
+            workflow_run_heartbeat_interval=self.workflow_run_heartbeat_interval,
+            heartbeat_report_by_buffer=self.heartbeat_report_by_buffer,
+            keep_alive=self.keep_alive,
+            poll_interval=self.poll_interval,
+            deadline=deadline,
+            server=hook.server.settings.service_url,
+        )
 
     def _look(self, hook: JobmonHook) -> bool:
         from airflow_jobmon_provider.client.conversations import RunOutcome, ended, look_at_run
@@ -215,7 +302,7 @@ class WorkflowRunSensor(_JobmonSensor):
             report_by_buffer=buffer,
             last=self._last_status,
         )
-        status = self._last_status = hook.converse(look, log=self.log)
+        status = self._last_status = self._converse(hook, look)
         if not status.is_terminal:
             self.log.info("Workflow run %d is %s: %s", workflow_run_id, status, status.meaning)
             return False

@@ -20,7 +20,12 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_jobmon_provider.client import decisions
 from airflow_jobmon_provider.client.decisions import KeepAlive
-from airflow_jobmon_provider.client.exceptions import JobmonError, ResumeTimeout
+from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
+    ResumeTimeout,
+    ServerFailure,
+    ServerUnreachable,
+)
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,
@@ -169,6 +174,8 @@ class WorkflowResumableTrigger(_JobmonTrigger):
     :param jobmon_conn_id: id of the connection.
     :param force_cleanup: clean KILL_SELF task instances up instead of waiting for them. Default False.
     :param deadline: seconds since the epoch, so that it survives a triggerer's failover. Default: none.
+    :param reset_running_jobs: the run that is waited for may have missed the signal to stop, as it was not
+        BOUND or RUNNING: send it again, cold (True) or hot (False), until it is. Default None: no signal.
     :param server: address of the server on which the workflow lives (``Settings.service_url``). Where the
         connection names another, the trigger ends with an error. Default: not known, whatever it names is
         taken for it.
@@ -181,9 +188,11 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         force_cleanup: bool = False,
         deadline: float | None = None,
+        reset_running_jobs: bool | None = None,
         server: str | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id, server)
+        self.reset_running_jobs = reset_running_jobs
         self.workflow_id = positive_id("workflow_id", workflow_id)
         self.force_cleanup = force_cleanup
         self.deadline = None if deadline is None else seconds("deadline", deadline)
@@ -197,22 +206,28 @@ class WorkflowResumableTrigger(_JobmonTrigger):
                 "jobmon_conn_id": self.jobmon_conn_id,
                 "force_cleanup": self.force_cleanup,
                 "deadline": self.deadline,
+                "reset_running_jobs": self.reset_running_jobs,
                 "server": self.server,
             },
         )
 
     async def _wait(self, requester: AsyncRequester) -> dict[str, Any]:
+        from airflow_jobmon_provider.client import protocol
         from airflow_jobmon_provider.client.conversations import wait_until_resumable
 
+        signal = self.reset_running_jobs
         waiting = wait_until_resumable(
             self.workflow_id,
-            timeout=_NO_DEADLINE if self.deadline is None else _remaining(self.deadline),
+            # A deadline that is over is still one look, and no long one.
+            timeout=_NO_DEADLINE if self.deadline is None else max(_remaining(self.deadline), 0.001),
             force_cleanup=self.force_cleanup,
             clock=time.monotonic,
+            at_rest=True,
+            signal=None if signal is None else protocol.set_resume(self.workflow_id, signal),
         )
         try:
             await requester.converse(waiting, log=self.logger())
-        except ResumeTimeout as error:
+        except (ResumeTimeout, ServerFailure, ServerUnreachable) as error:  # the time is over
             return self._event("timeout", str(error))
         return self._event("success", f"workflow {self.workflow_id} is resumable")
 
