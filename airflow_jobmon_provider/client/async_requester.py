@@ -51,6 +51,7 @@ _KEEP_ALIVE = 4.0
 
 # Seconds after which the CA bundle and the client certificate are looked at again, should they be renewed.
 _LOOK_AT_FILES_EVERY = 30.0
+_LONGEST_LOOK = 2.0  # seconds that a request or a new user waits for a look; the file system may hang
 
 # Seconds. Pauses of half a second or more end on a common tick, so that the heartbeats of many triggers go
 # out together: waking up, here and at the server, costs more than sending one.
@@ -222,9 +223,11 @@ class _Pool:
 
         :raises UnreadableCertificate: one of them cannot be read, at first.
         """
-        if self._connections is None or self._way.files:
+        if self._connections is None:
             # Shielded: who gives up does not end the reading of the others.
             await asyncio.shield(self._look())
+        elif self._way.files:
+            await asyncio.wait({self._look()}, timeout=_LONGEST_LOOK)
 
     def _look(self) -> asyncio.Task[None]:
         """Look for renewed files; one look at a time."""

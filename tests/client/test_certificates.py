@@ -411,3 +411,16 @@ def test_what_is_read_is_looked_at(tmp_path: Path) -> None:
     assert way_to(Settings("http://jobmon", verify="/b", client_cert=cert)).files == ()
     assert len(way_to(Settings("https://jobmon")).files) >= 1  # certifi's at least
     assert Way(None, False, None, None, tls=True).files == ()
+
+
+async def test_a_file_system_that_hangs_holds_up_nobody_for_long(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    async with AsyncRequester(site.settings) as living:
+        monkeypatch.setattr(async_requester, "_LONGEST_LOOK", 0.05)
+        monkeypatch.setattr(Way, "stamps", lambda way: over.wait(60))
+        async with AsyncRequester(site.settings) as joining:
+            await joining.ask(BEAT)
+            await living.ask(LOOK)
+        over.set()
