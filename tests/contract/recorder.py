@@ -6,9 +6,9 @@ bound and never run. It moves them through every case below; each is one row of 
 records how a server refuses that wants a browser's login. Nothing of the machine is recorded: no header but
 the content type, and ids as the server gave them.
 
-Record "3.7" with the FastAPI that its lock file names. With the newest one it replies before it commits, and a
-request that follows at once may be answered from what was before: ``I`` was refused as a run still in ``L``,
-right after the reply that it was in ``B``.
+Record "3.7" with the FastAPI that its lock file names. With the newest one it replies before it commits, and
+a request that follows at once may be answered from what was before: ``I`` was refused to a run still in
+``L``, right after the reply that it was in ``B``.
 """
 
 from __future__ import annotations
