@@ -306,7 +306,7 @@ class _Run:
         self._launched = True
 
     def _is_first_on_this_host(self) -> bool:
-        """Whether no other executor on this host is about to take the run. While this one lives, none can be."""
+        """Whether no other executor on this host is about to take the run; while this one lives, none is."""
         run = f"{self.requester.url}{self._route}".encode()  # hashed, as it may hold a password
         self._lock = socket.socket(socket.AF_UNIX)
         try:
