@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from airflow_jobmon_provider.client import decisions, protocol
 from airflow_jobmon_provider.client.decisions import KeepAlive, ResumeStep, Uniform
 from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
     ResumeTimeout,
     ServerFailure,
     ServerUnreachable,
@@ -106,6 +107,39 @@ class Outage:
         """Return how many seconds to wait before asking again."""
         retry_after = self.error.retry_after if isinstance(self.error, ServerFailure) else None
         return decisions.outage_pause(self._failures, retry_after, longest, uniform)
+
+
+def limited(conversation: Conversation[T], timeout: float | None, *, clock: Clock) -> Conversation[T]:
+    """Carry on a conversation that has no limit of its own, for so many seconds at most.
+
+    :param timeout: seconds; None: for ever.
+    :param clock: monotonic seconds.
+    :raises ServerUnreachable: the time is over.
+    """
+    if timeout is None:
+        return (yield from conversation)
+    end = clock() + timeout
+    try:
+        step = next(conversation)
+        while True:
+            left = end - clock()
+            if left <= 0:
+                raise ServerUnreachable("no time is left to ask", processed=False)
+            if isinstance(step, Ask):
+                step = replace(step, timeout=min(left, left if step.timeout is None else step.timeout))
+            elif isinstance(step, Pause):
+                step = Pause(min(step.seconds, left))
+            try:
+                reply = yield step
+            except JobmonError as error:
+                step = conversation.throw(error)
+            else:
+                step = conversation.send(reply)
+    except StopIteration as returned:
+        result: T = returned.value
+        return result
+    finally:
+        conversation.close()
 
 
 def wait_until_resumable(
@@ -220,6 +254,7 @@ def watch_run(
     owned: bool = False,
     age: float = 0.0,
     progress: Progress | None = None,
+    startup_timeout: float | None = None,
     uniform: Uniform = random.uniform,
 ) -> Conversation[RunEnd]:
     """Follow a run to its end, and keep it alive where that is our business.

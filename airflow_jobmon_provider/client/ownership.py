@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import logging
 import random
+from typing import TypeVar
 
 from airflow_jobmon_provider.client import decisions, protocol
-from airflow_jobmon_provider.client.conversations import Ask, Clock, Conversation, Note, Outage, Pause
+from airflow_jobmon_provider.client.conversations import (
+    Ask,
+    Clock,
+    Conversation,
+    Note,
+    Outage,
+    Pause,
+    wait_until_resumable,
+)
 from airflow_jobmon_provider.client.decisions import Uniform
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
+    ResumeTimeout,
     ServerFailure,
     ServerUnreachable,
     WorkflowBusy,
 )
-from airflow_jobmon_provider.client.protocol import CreatedRun
-from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.protocol import Call, CreatedRun
+from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
+
+T = TypeVar("T")
+
+_SHORTEST_ANSWER = 1.0  # seconds that a server has to answer, also where no time is left
 
 
 def create_run(
@@ -160,3 +174,106 @@ def give_up_run(
         if elapsed >= timeout:
             return status
         yield Pause(max(min(uniform(0.3, 0.6), timeout - elapsed), 0.001))
+
+
+def ask_until(
+    call: Call[T], *, timeout: float, clock: Clock, uniform: Uniform = random.uniform
+) -> Conversation[T]:
+    """Return what a call returns, asked again through an outage until the time is over.
+
+    :param timeout: seconds; 0: ask once.
+    :param clock: monotonic seconds.
+    :raises ServerFailure, ServerUnreachable: the server did not answer, also not in the end; or it may still
+        be at work on a costly call, which is not to be sent again.
+    :raises JobmonError: what the call raises; final.
+    """
+    started = clock()
+    failures = 0
+    while True:
+        left = timeout - (clock() - started)
+        try:
+            reply: T = yield Ask(call, timeout=max(left, _SHORTEST_ANSWER))
+            return reply
+        except (ServerFailure, ServerUnreachable) as error:
+            left = timeout - (clock() - started)
+            if left <= 0 or (call.costly and error.processed):
+                raise
+            failures += 1
+            if failures == 1:
+                yield Note(logging.WARNING, f"Jobmon does not answer, trying on for {left:.0f} s: {error}")
+        pause = decisions.outage_pause(failures, None, decisions.LONGEST_OUTAGE_PAUSE, uniform)
+        yield Pause(max(min(pause, left), 0.001))
+
+
+def stop_run(
+    workflow_run_id: int,
+    workflow_id: int,
+    *,
+    timeout: float,
+    clock: Clock,
+    uniform: Uniform = random.uniform,
+) -> Conversation[RunStatus | None]:
+    """Give a run up and wait until it has ended: until then, an executor may be at work on its tasks.
+
+    :param workflow_id: the run's workflow, to be told to stop (cold resume).
+    :param timeout: seconds after which to return.
+    :param clock: monotonic seconds.
+    :returns: the status that the server last reported; None: it did not answer.
+    :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final.
+    """
+    started = clock()
+    status: RunStatus | None = None
+    while True:
+        left = timeout - (clock() - started)
+        # Again and again: no signal moves a run in I or O, which comes to R only later.
+        seen = yield from give_up_run(
+            workflow_run_id,
+            stop_workflow=workflow_id,
+            timeout=max(left, 0.0),
+            clock=clock,
+            uniform=uniform,
+        )
+        status = seen or status
+        elapsed = clock() - started
+        if (status is not None and status.is_terminal) or elapsed >= timeout:
+            return status
+        yield Pause(max(min(decisions.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
+
+
+def make_ready(
+    workflow_id: int, *, patience: float, timeout: float, clock: Clock, uniform: Uniform = random.uniform
+) -> Conversation[None]:
+    """Reset a workflow's tasks once no run of it is alive. Nothing is told to stop.
+
+    The server calls a workflow resumable whose run is INSTANTIATED or LAUNCHED, and would reset tasks under a
+    living executor; the workflow's own status tells of such a run.
+
+    :param patience: seconds to wait for the end of a run that is alive; 0: check once.
+    :param timeout: seconds for all of it, at least ``patience``.
+    :param clock: monotonic seconds.
+    :raises ResumeTimeout: a run is still alive.
+    :raises WorkflowNotFound: there is no such workflow.
+    :raises ServerFailure, ServerUnreachable: the server did not answer, also not in the end.
+    """
+    started = clock()
+
+    def left(of: float) -> float:
+        return max(of - (clock() - started), 0.0)
+
+    while True:
+        yield from wait_until_resumable(
+            workflow_id, timeout=left(patience), force_cleanup=False, clock=clock, uniform=uniform
+        )
+        call = protocol.workflow_details(workflow_id)
+        details = yield from ask_until(call, timeout=left(timeout), clock=clock, uniform=uniform)
+        if details is None or details.status not in (WorkflowStatus.INSTANTIATING, WorkflowStatus.LAUNCHED):
+            break
+        if left(patience) <= 0:
+            raise ResumeTimeout(
+                f"workflow {workflow_id} did not become resumable within {patience:g} s: a run of it is still"
+                f" alive, whose executor is starting. Wait for that run, or stop it first"
+            )
+        pause = decisions.resume_pause(clock() - started, uniform)
+        yield Pause(max(min(pause, left(patience)), 0.001))
+    reset = protocol.set_resume_state(workflow_id, reset_if_running=True)
+    yield from ask_until(reset, timeout=left(timeout), clock=clock, uniform=uniform)

@@ -137,6 +137,19 @@ class JobmonHook(BaseHook):
         await get_async_extra_dejson(connection)
         return await asyncio.to_thread(server_of_connection, connection)
 
+    def check_server(self, server: str | None) -> None:
+        """Make sure that an id from an earlier try or a deferral is sent to the server that it is from.
+
+        :param server: that server's address; None: not known, so nothing is checked.
+        :raises ConfigError: the connection names another one now.
+        """
+        now = self.server.settings.service_url
+        if server is not None and server != now:
+            raise ConfigError(
+                f"connection {self.jobmon_conn_id!r} names the server {now} now, and the workflow run is on"
+                f" {server}: nothing was sent"
+            )
+
     def get_conn(self) -> Requester:
         """Return the blocking transport, the same one at each call.
 

@@ -188,6 +188,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         created_at: float | None = None,
         workflow_id: int | None = None,
         cancel_on_kill: bool = False,
+        startup_timeout: float | None = None,
+        server: str | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id)
         check_heartbeat(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
@@ -203,6 +205,10 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         self.owned = owned
         self.workflow_id = None if workflow_id is None else positive_id("workflow_id", workflow_id)
         self.cancel_on_kill = cancel_on_kill
+        self.startup_timeout = (
+            None if startup_timeout is None else seconds("startup_timeout", startup_timeout)
+        )
+        self.server = server
         self.created_at = time.time() if created_at is None else seconds("created_at", created_at)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -222,6 +228,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
                 "created_at": self.created_at,
                 "workflow_id": self.workflow_id,
                 "cancel_on_kill": self.cancel_on_kill,
+                "startup_timeout": self.startup_timeout,
+                "server": self.server,
             },
         )
 
@@ -246,6 +254,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             owned=self.owned,
             age=age,
             progress=progress or None,
+            startup_timeout=self.startup_timeout,
         )
         return run_event(self.workflow_run_id, await requester.converse(watch, log=self.logger()))
 

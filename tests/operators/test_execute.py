@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTim
 
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
-from tests.airflow_task import Ended, run_task
+from tests.airflow_task import Ended, TaskInstance, run_task
 from tests.execution.conftest import group_members
 from tests.operators.test_jobmon import last_run
 
@@ -69,13 +69,14 @@ class Background:
     def __init__(self, operator: CreateWorkflowRunOperator) -> None:
         self.error: BaseException | None = None
         self.ended: Ended | None = None
+        self.ti = TaskInstance()
         self._operator = operator
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self.ended = run_task(self._operator)
+            self.ended = run_task(self._operator, self.ti)
         except BaseException as error:
             self.error = error
 
@@ -259,6 +260,7 @@ def test_cancelling_stops_run_tasks_and_executor(
     operator = execute(workflow)
     task = Background(operator)
     run = wait_until_running(sandbox, workflow)
+    task.ti.in_airflow = {-1: "failed"}
     operator.on_kill()
     assert sandbox.run_status(run) == "T"
     task.wait()
@@ -289,6 +291,7 @@ def test_cancelling_can_leave_the_run_alone(
     operator = execute(workflow, cancel_on_kill=False)
     task = Background(operator)
     run = wait_until_running(sandbox, workflow)
+    task.ti.in_airflow = {-1: "failed"}
     operator.on_kill()
     assert sandbox.run_status(run) == "R"
     workflow.release()
