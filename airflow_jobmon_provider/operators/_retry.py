@@ -81,8 +81,8 @@ class RunMemory:
         if server != self.server:
             self._log.log(
                 logging.WARNING,
-                "An earlier try created workflow run %s on the server %s; the connection names %s now, so that"
-                " run is left alone, and a new one is created there",
+                "An earlier try created workflow run %s on the server %s; the connection names %s now, so"
+                " that run is left alone, and a new one is created there",
                 run,
                 server,
                 self.server,

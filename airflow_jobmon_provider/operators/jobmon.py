@@ -324,7 +324,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                         self._execution = execution.Execution(command, environment, self.log)
                         end = self._wait_for_execution(hook, workflow_id, run, interval, buffer)
                 else:
-                    end = self._wait(hook, workflow_id, own, status, interval, buffer)
+                    end = self._wait(hook, own, status, interval, buffer)
                 self._settled = end.status is not None and end.status.is_terminal
         return self._finish(context, own, run_event(run, end), hook)
 
@@ -386,7 +386,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     def _run_of_an_earlier_try(
         self, hook: JobmonHook, memory: RunMemory, left: Callable[[], float]
     ) -> tuple[int, float, RunStatus] | None:
-        """Return the run to go on with, when it was created, and its status; None: a new one is to be created.
+        """Return the run to go on with, when it was created, and its status; None: create a new one.
 
         :param left: returns the seconds that are left of ``create_timeout``.
         :raises AirflowException: the run ended badly, and that is all there is to say.
@@ -460,13 +460,13 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         if status == WorkflowStatus.DONE:
             raise AirflowException(
                 f"workflow {workflow_id} is DONE, so there is nothing left to run. This Airflow does not"
-                f" remember whose run finished it (3.3 and later do): if it was that of an earlier try, mark this"
-                f" task as success"
+                f" remember whose run finished it (3.3 and later do): if it was that of an earlier try, mark"
+                f" this task as success"
             )
         if not self.resume_on_retry:
             self.log.warning(
                 "This Airflow does not remember the run of an earlier try (3.3 and later do): another one is"
-                " created if none is alive, and tasks that failed are not reset (resume_on_retry=True does that)"
+                " created if none is alive, and failed tasks are not reset; resume_on_retry=True does that"
             )
         # A run that is LINKING has its tasks ready, and is waited for when the next one is created.
         elif status is not None and status != WorkflowStatus.REGISTERING:
@@ -481,17 +481,12 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self.log.info("Workflow %d is ready for its next run", workflow_id)
 
     def _wait(
-        self,
-        hook: JobmonHook,
-        workflow_id: int,
-        own: _OwnRun,
-        status: RunStatus,
-        interval: float,
-        buffer: float,
+        self, hook: JobmonHook, own: _OwnRun, status: RunStatus, interval: float, buffer: float
     ) -> RunEnd:
         from airflow_jobmon_provider.client.conversations import ended
 
-        run = own.workflow_run_id
+        run, workflow_id = own.workflow_run_id, own.workflow_id
+        assert workflow_id is not None
         if status.is_terminal:  # nothing is deferred that is over already
             return ended(run, status)
         if status is RunStatus.LINKING:
@@ -500,14 +495,13 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 self.handoff_timeout,
             )
         with self._waiting():
-            if self.deferrable:
-                deferring = self._deferral(own, interval, buffer)
-            else:
+            if not self.deferrable:
                 watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive))
                 return hook.converse(watch, log=self.log)
-        self.defer(trigger=deferring, kwargs={"own": asdict(own)}, method_name="execute_complete")
+            trigger = self._trigger(own, interval, buffer)
+        return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="execute_complete")
 
-    def _deferral(self, own: _OwnRun, interval: float, buffer: float) -> WorkflowRunHeartbeatTrigger:
+    def _trigger(self, own: _OwnRun, interval: float, buffer: float) -> WorkflowRunHeartbeatTrigger:
         from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
         return WorkflowRunHeartbeatTrigger(
@@ -643,7 +637,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         raise AirflowException(f"{event['message']}\n{explanation.text}".rstrip())
 
     def _tell(self, own: _OwnRun, hook: JobmonHook, asking: Conversation[T]) -> tuple[T | None, str]:
-        """Return what the server tells of a run that has ended, and else why it does not: the end is the news."""
+        """Return what the server tells of a run that has ended, and else why it tells nothing."""
         from airflow_jobmon_provider.client.conversations import limited
 
         left = None if own.deadline is None else max(own.deadline - time.time(), 0.0)
@@ -729,8 +723,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         if self._settle(own) or not interrupting:
             return
         raise AirflowException(
-            f"this process was told to end, and no user has ended the task: workflow run {own.workflow_run_id}"
-            f" goes on, and so does a retry with it"
+            f"this process was told to end, and no user has ended the task, so workflow run"
+            f" {own.workflow_run_id} goes on: a retry watches it"
         )
 
     def _settle(self, own: _OwnRun) -> bool:
@@ -743,8 +737,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self.log.info("This process is told to end; the task's state in Airflow is: %s", state)
         if not is_ended(state):
             self.log.warning(
-                "No user has ended the task, as far as Airflow tells, so workflow run %d is let go: a retry goes"
-                " on with it. A run that no executor has taken is lost when its heartbeat runs out",
+                "No user has ended the task, as far as Airflow tells, so workflow run %d is let go: a retry"
+                " goes on with it. A run that no executor has taken is lost when its heartbeat runs out",
                 own.workflow_run_id,
             )
             if self._execution is not None:
