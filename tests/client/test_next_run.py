@@ -1,4 +1,4 @@
-"""Making way for a workflow's next run, in simulated time: limits hold, and no living executor is disturbed."""
+"""Making way for a workflow's next run, in simulated time: limits hold, no living executor is disturbed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def test_tasks_are_reset_at_once_where_no_run_is_alive() -> None:
 @pytest.mark.parametrize("status", ["I", "O"])
 def test_tasks_are_not_reset_under_an_executor_that_is_starting(status: str) -> None:
     workflow = Workflow((status, 1e9))
-    with pytest.raises(ResumeTimeout, match="within 30 s: a run of it is still alive, whose executor is start"):
+    with pytest.raises(
+        ResumeTimeout, match="within 30 s: a run of it is still alive, whose executor is start"
+    ):
         ready(workflow, 30)
     assert workflow.resets == 0
 
