@@ -286,6 +286,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self._execution: Execution | None = None
         self._own: _OwnRun | None = None
         self._memory: RunMemory | None = None
+        self._kept: dict[str, Any] = {}  # of the run, over a deferral; an older version kept nothing
         self._ti: Any = None
         self._thread = 0  # in which the task is executed
         self._waits = False  # for Jobmon, and asks Airflow nothing
@@ -499,7 +500,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive))
                 return hook.converse(watch, log=self.log)
             trigger = self._trigger(own, interval, buffer)
-        return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="execute_complete")
+        return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
 
     def _trigger(self, own: _OwnRun, interval: float, buffer: float) -> WorkflowRunHeartbeatTrigger:
         from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
@@ -582,13 +583,20 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             end = replace(end, message=f"{end.message}. {execution.problem}")
         return end
 
-    def execute_complete(
+    def come_back(
         self, context: Context, event: dict[str, Any] | None = None, own: dict[str, Any] | None = None
     ) -> int:
+        """Go on after a deferral, as :meth:`execute_complete` says.
+
+        :param own: what was known of the run before the deferral.
+        """
+        self._kept = own or {}
+        return self.execute_complete(context, event)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> int:
         """Succeed or fail as the run has ended.
 
         :param event: see :class:`~airflow_jobmon_provider.triggers.jobmon.WorkflowRunHeartbeatTrigger`.
-        :param own: what was known of the run before the deferral; None: it was made by an older version.
         :raises AirflowException: the run did not end DONE, or the watch has ended before the run.
         """
         if not isinstance(event, dict) or event.get("workflow_run_id") is None:
@@ -596,7 +604,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 "the task came back from its deferral without an event that tells of a workflow run; clear it"
                 " to have it look again"
             )
-        run = self._own_after_deferral(event, own or {})
+        run = self._own_after_deferral(event, self._kept)
         hook = JobmonHook(run.jobmon_conn_id)
         with self._heeding_on_kill(context), self._looking_after(run, hook):
             return self._finish(context, run, event, hook)

@@ -330,3 +330,32 @@ def test_a_time_out_stops_the_run(
     wait_until(
         lambda: not group_members(executor_pid(operator)), 10, "the executor and its distributor to end"
     )
+
+
+@pytest.mark.parametrize(("state", "cancel"), [("failed", True), ("failed", False), ("running", True)])
+def test_an_executor_outlives_an_outage_in_which_its_task_is_told_to_end(
+    sandbox: JobmonSandbox,
+    failed: Callable[..., SandboxWorkflow],
+    execute: Callable[..., CreateWorkflowRunOperator],
+    connection: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    cancel: bool,
+) -> None:
+    monkeypatch.setattr("airflow_jobmon_provider.operators.jobmon.ON_KILL_TIMEOUT", 0.5)
+    connection(extra={"request_timeout": 0.5})
+    workflow = failed(tasks=1, waits=True)
+    operator = execute(workflow, cancel_on_kill=cancel)
+    task = Background(operator)
+    run = wait_until_running(sandbox, workflow)
+    task.ti.in_airflow = {-1: state}
+    sandbox.pause_server()
+    try:
+        operator.on_kill()
+    finally:
+        sandbox.resume_server()
+    assert sandbox.run_status(run) == "R"
+    assert group_members(executor_pid(operator))
+    workflow.release()
+    wait_until(lambda: sandbox.run_status(run) == "D", 60, "the executor to finish")
+    task.wait()
