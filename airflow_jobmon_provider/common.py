@@ -7,6 +7,7 @@ it is used, as Airflow parses every DAG file again and again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -116,3 +117,29 @@ def heartbeat_of(settings: Settings, interval: float | None, buffer: float | Non
     buffer = settings.report_by_buffer if buffer is None else buffer
     check_heartbeat(interval, buffer)
     return interval, buffer
+
+
+class RenderedBeforeDeferral:
+    """Mixin of operators and sensors that need none of their templates once they have been deferred.
+
+    Airflow renders them anew when a task comes back, and what they name may be gone by then: a Variable, an
+    upstream's XCom. What was decided before the deferral holds (design rule 9), so that is no failure.
+    """
+
+    def _do_render_template_fields(self, *args: Any, **kwargs: Any) -> None:
+        # Airflow calls this one for mapped tasks and for others.
+        context = kwargs["context"] if "context" in kwargs else args[2]
+        try:
+            super()._do_render_template_fields(*args, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            if not returns_from_deferral(context):
+                raise
+            log: logging.Logger = self.log  # type: ignore[attr-defined]
+            log.warning("A template cannot be rendered any more, and is not needed any more: %s", error)
+
+
+def returns_from_deferral(context: Any) -> bool:
+    """Whether the task that has this context comes back from a deferral."""
+    ti = context.get("ti")
+    server = getattr(ti, "_ti_context_from_server", None)  # Airflow 3; the attribute beside it is 2's
+    return bool(getattr(server, "next_method", None) or getattr(ti, "next_method", None))

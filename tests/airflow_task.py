@@ -2,6 +2,7 @@
 
 The real scheduler and triggerer do the same in tests/end_to_end; here one test takes milliseconds, and a
 failure is an exception. The task instance is a stand-in: a real one needs a running Airflow.
+tests/test_airflow_task.py compares it with the real classes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
@@ -18,13 +22,102 @@ from airflow.triggers.base import BaseTrigger
 
 @dataclass
 class TaskInstance:
-    """Keeps what a task pushes."""
+    """Keeps what a task pushes, and knows what Airflow says about it.
+
+    :param max_tries: how many tries Airflow grants it. Only a clear changes that.
+    :param map_index: -1: the task is not mapped.
+    :param in_airflow: its state in Airflow's database, by map index, which ``get_task_states`` tells; a
+        callable is called.
+    """
 
     try_number: int = 1
     xcoms: dict[str, Any] = field(default_factory=dict)
+    max_tries: int = 1
+    map_index: int | None = -1
+    dag_id: str = "dag"
+    task_id: str = "run"
+    run_id: str = "manual"
+    start_date: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    in_airflow: dict[int, str | None] | Callable[[], str | None] = field(
+        default_factory=lambda: {-1: "running"}
+    )
+    next_method: str | None = None
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
+
+    def get_task_states(
+        self,
+        dag_id: str,
+        map_index: int | None = None,
+        task_ids: list[str] | None = None,
+        task_group_id: str | None = None,
+        logical_dates: list[datetime] | None = None,
+        run_ids: list[str] | None = None,
+    ) -> dict[str, Any]:
+        """Answer as Airflow's execution API does: one state for each task instance that was asked for."""
+        assert (dag_id, task_ids, run_ids) == (self.dag_id, [self.task_id], [self.run_id])
+        states = self.in_airflow() if callable(self.in_airflow) else self.in_airflow
+        if not isinstance(states, dict):
+            states = {-1: states}
+        return {
+            self.run_id: {
+                self.task_id if index < 0 else f"{self.task_id}_{index}": state
+                for index, state in states.items()
+                if map_index in (None, index)
+            }
+        }
+
+
+class DatabaseTaskInstance:
+    """What a task has of its task instance on Airflow 2.11: a row of the metadata database."""
+
+    def __init__(self, in_airflow: str | None = "running", *, try_number: int = 1) -> None:
+        self.in_airflow = in_airflow
+        self.try_number = try_number
+        self.max_tries = 1
+        self.map_index = -1
+        self.start_date = datetime.now(timezone.utc)
+        self.next_method: str | None = None
+        self.xcoms: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = value
+
+    def current_state(self) -> str | None:
+        return self.in_airflow
+
+
+class Tries:
+    """The tries of one task, with what Airflow 3.3 keeps from one to the next."""
+
+    def __init__(self, retries: int = 1) -> None:
+        self.kept: dict[str, Any] = {}
+        self.retries = retries
+        self.max_tries = retries
+        self.clear_number = 0
+        self.number = 0
+
+    def get(self, key: str) -> Any:
+        return json.loads(json.dumps(self.kept.get(key)))
+
+    def set(self, key: str, value: Any) -> None:
+        self.kept[key] = json.loads(json.dumps(value))
+
+    def clear(self) -> None:
+        """What Airflow's ``clear_task_instances`` does with one that is not running."""
+        self.max_tries = self.number + self.retries
+        self.clear_number += 1
+
+    def clear_another_task(self) -> None:
+        self.clear_number += 1
+
+    def next(self, *, remembers: bool = True) -> dict[str, Any]:
+        """Return the context of the next try."""
+        self.number += 1
+        ti = TaskInstance(try_number=self.number, max_tries=self.max_tries)
+        context: dict[str, Any] = {"ti": ti, "dag_run": SimpleNamespace(clear_number=self.clear_number)}
+        return {**context, "task_state_store": self} if remembers else context
 
 
 @dataclass
@@ -57,7 +150,13 @@ async def fire(trigger: BaseTrigger) -> dict[str, Any]:
     return payload
 
 
-def run_task(operator: BaseOperator, ti: TaskInstance | None = None) -> Ended:
+def resume(operator: BaseOperator, deferred: TaskDeferred, event: Any, context: Any) -> Any:
+    """Come back from a deferral, with what Airflow's database has kept of it, as JSON."""
+    kwargs = json.loads(json.dumps(deferred.kwargs or {}))
+    return operator.resume_execution(deferred.method_name, {**kwargs, "event": event}, context)
+
+
+def run_task(operator: BaseOperator, ti: Any = None) -> Ended:
     """Run a task to its end; what it raises is raised."""
     ti = ti or TaskInstance()
     events: list[dict[str, Any]] = []
@@ -67,6 +166,6 @@ def run_task(operator: BaseOperator, ti: TaskInstance | None = None) -> Ended:
     except TaskDeferred as deferred:
         event = asyncio.run(fire(deferred.trigger))
         events.append(event)
-        kwargs = {"event": event, **json.loads(json.dumps(deferred.kwargs or {}))}
-        result = operator.resume_execution(deferred.method_name, kwargs, context)
+        ti.next_method = deferred.method_name
+        result = resume(operator, deferred, event, context)
     return Ended(result, ti.xcoms, events)

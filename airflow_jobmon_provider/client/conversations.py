@@ -148,42 +148,18 @@ class Outage:
         return decisions.outage_pause(self.failures, retry_after, longest, uniform)
 
 
-def within(conversation: Conversation[T], end: float, clock: Clock) -> Conversation[T]:
-    """Carry on a conversation with no request and no pause of it lasting longer than to a given time.
-
-    :param conversation: what is carried on.
-    :param end: time of the clock. ``math.inf``: nothing is shortened.
-    :param clock: monotonic seconds.
-    """
-    try:
-        step = next(conversation)
-        while True:
-            left = max(end - clock(), _SHORTEST_PAUSE)
-            if isinstance(step, Ask) and left < math.inf:
-                step = Ask(step.call, left if step.timeout is None else min(step.timeout, left))
-            elif isinstance(step, Pause):
-                step = Pause(min(step.seconds, left))
-            try:
-                reply = yield step
-            except JobmonError as error:
-                step = conversation.throw(error)
-            else:
-                step = conversation.send(reply)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    finally:
-        conversation.close()
-
-
-def in_time(conversation: Conversation[T], seconds: float, clock: Clock) -> Conversation[T]:
+def in_time(
+    conversation: Conversation[T], seconds: float, clock: Clock, *, at_least: float = LAST_LOOK
+) -> Conversation[T]:
     """Carry on a conversation so that none of its requests outlasts a limit, however silent the server is.
 
     What the conversation does when the time is over is its own business.
 
     :param conversation: what to carry on.
-    :param seconds: the limit, from now on. A request that starts later gets ``LAST_LOOK`` all the same.
+    :param seconds: the limit, from now on; ``math.inf``: none.
     :param clock: monotonic seconds.
+    :param at_least: seconds that a request has that starts when the time is nearly over, or over. 0: it is
+        not sent, and the conversation is told that the server was not reached. Default ``LAST_LOOK``.
     :returns: what the conversation returns.
     :raises JobmonError: what the conversation raises.
     """
@@ -191,8 +167,11 @@ def in_time(conversation: Conversation[T], seconds: float, clock: Clock) -> Conv
     try:
         step = next(conversation)
         while True:
-            if isinstance(step, Ask):
-                left = max(end - clock(), LAST_LOOK)
+            if isinstance(step, Ask) and end < math.inf:
+                left = max(end - clock(), at_least)
+                if left <= 0:
+                    step = conversation.throw(ServerUnreachable("the time is over", processed=False))
+                    continue
                 step = Ask(step.call, left if step.timeout is None else min(step.timeout, left))
             try:
                 reply = yield step
@@ -252,11 +231,14 @@ def try_again(
         yield Pause(pause)
 
 
-def ask_again(call: Call[T], retries: Retries, clock: Clock) -> Conversation[T]:
+def ask_again(
+    call: Call[T], retries: Retries, clock: Clock, *, uniform: Uniform = random.uniform
+) -> Conversation[T]:
     """Ask, and ask again where that may help and cannot harm.
 
     :param call: the call. One that is not idempotent, or that is costly, is sent again only if the one before
         was certainly not carried out: it may still be at work.
+    :param retries: for how long.
     :param clock: monotonic seconds.
     :raises JobmonError: the server says no, or does not answer, also not in the end.
     """
@@ -267,7 +249,20 @@ def ask_again(call: Call[T], retries: Retries, clock: Clock) -> Conversation[T]:
 
     harmless = call.idempotent and not call.costly
     worth_it = protocol.is_retryable if harmless else protocol.was_not_processed
-    return (yield from try_again(attempt, retries, clock, worth_it=worth_it))
+    return (yield from try_again(attempt, retries, clock, worth_it=worth_it, uniform=uniform))
+
+
+def ask_until(
+    call: Call[T], timeout: float, clock: Clock, *, uniform: Uniform = random.uniform
+) -> Conversation[T]:
+    """Ask, and ask again through an outage until the time is over, as :func:`ask_again` does.
+
+    :param timeout: seconds; 0: ask once.
+    :param clock: monotonic seconds.
+    :raises JobmonError: see :func:`ask_again`.
+    """
+    asking = ask_again(call, Retries(timeout, math.inf), clock, uniform=uniform)
+    return (yield from in_time(asking, timeout, clock))
 
 
 def wait_until_resumable(
@@ -609,7 +604,8 @@ class _Watch:
         due = watching and not self.counted and not self._is_over(self.timeout)
         self.counted = False
         if self.progress is not None and due and self.progress.is_due():
-            settled = yield from within(self.progress.look(), self._limit(), self.clock)
+            left = max(self._limit() - self.clock(), _SHORTEST_PAUSE)
+            settled = yield from in_time(self.progress.look(), left, self.clock, at_least=_SHORTEST_PAUSE)
             self.counted = not settled and not self._is_over(self.timeout)  # the last look is at the run
         return self.counted
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import replace
+from typing import TypeVar
 
 from airflow_jobmon_provider.client import decisions, protocol
 from airflow_jobmon_provider.client.conversations import (
+    LAST_LOOK,
     Ask,
     Clock,
     Conversation,
@@ -16,7 +18,9 @@ from airflow_jobmon_provider.client.conversations import (
     Pause,
     RunEnd,
     RunOutcome,
+    ask_until,
     ended,
+    wait_until_resumable,
 )
 from airflow_jobmon_provider.client.decisions import Uniform
 from airflow_jobmon_provider.client.exceptions import (
@@ -28,7 +32,8 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.protocol import CreatedRun
 from airflow_jobmon_provider.client.statuses import RunStatus
 
-_SHORTEST_REQUEST = 1.0  # seconds: less would lose replies of a server that is only busy
+T = TypeVar("T")
+
 _OVERDUE_PATIENCE = 5.0
 
 
@@ -94,7 +99,7 @@ def create_run(
 
 def _left(end: float, clock: Clock) -> float:
     """Return how many seconds a request may take whose answer is wanted by the end, at least one."""
-    return max(end - clock(), _SHORTEST_REQUEST)
+    return max(end - clock(), LAST_LOOK)
 
 
 def _with_owner(
@@ -186,7 +191,7 @@ def give_up_run(
     while True:
         # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing. The reply
         # counts, not a look after it: that may still say LINKING.
-        patience = max(min(timeout / 3, _left(end, clock)), _SHORTEST_REQUEST)
+        patience = max(min(timeout / 3, _left(end, clock)), LAST_LOOK)
         seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED), patience)
         status = seen or status
         if seen is not None:
@@ -260,3 +265,57 @@ def give_up_overdue_run(
     told = status.is_terminal or status in (RunStatus.COLD_RESUME, RunStatus.HOT_RESUME)
     then = f"Told to stop, it is {status}" if told else f"It could not be told to stop yet, as it is {status}"
     return replace(end, status=status, message=f"{end.message}. {then}")
+
+
+def stop_run(
+    workflow_run_id: int,
+    workflow_id: int,
+    *,
+    timeout: float,
+    clock: Clock,
+    uniform: Uniform = random.uniform,
+) -> Conversation[RunStatus | None]:
+    """Give a run up and wait until it has ended: until then, an executor may be at work on its tasks.
+
+    :param workflow_id: the run's workflow, to be told to stop (cold resume).
+    :param timeout: seconds after which to return.
+    :param clock: monotonic seconds.
+    :returns: the status that the server last reported; None: it did not answer.
+    :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final.
+    """
+    started = clock()
+    status: RunStatus | None = None
+    while True:
+        left = timeout - (clock() - started)
+        seen = yield from give_up_run(
+            workflow_run_id,
+            stop_workflow=workflow_id,
+            timeout=max(left, 0.0),
+            clock=clock,
+            uniform=uniform,
+        )
+        status = seen or status
+        elapsed = clock() - started
+        if (status is not None and status.is_terminal) or elapsed >= timeout:
+            return status
+        yield Pause(max(min(decisions.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
+
+
+def make_ready(
+    workflow_id: int, *, patience: float, timeout: float, clock: Clock, uniform: Uniform = random.uniform
+) -> Conversation[None]:
+    """Reset a workflow's tasks once no run of it is alive. Nothing is told to stop.
+
+    :param patience: seconds to wait for the end of a run that is alive; 0: check once.
+    :param timeout: seconds for all of it, at least ``patience``.
+    :param clock: monotonic seconds.
+    :raises ResumeTimeout: a run is still alive.
+    :raises WorkflowNotFound: there is no such workflow.
+    :raises ServerFailure, ServerUnreachable: the server did not answer, also not in the end.
+    """
+    started = clock()
+    yield from wait_until_resumable(
+        workflow_id, timeout=patience, force_cleanup=False, clock=clock, uniform=uniform, at_rest=True
+    )
+    reset = protocol.set_resume_state(workflow_id, reset_if_running=True)
+    yield from ask_until(reset, max(timeout - (clock() - started), 0.0), clock, uniform=uniform)

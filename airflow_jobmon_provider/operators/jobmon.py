@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -30,6 +32,7 @@ from airflow_jobmon_provider.client.validation import one_of, positive_id, secon
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,
     ON_KILL_TIMEOUT,
+    RenderedBeforeDeferral,
     airflow_errors,
     check_heartbeat,
     check_literal_id,
@@ -41,6 +44,8 @@ from airflow_jobmon_provider.common import (
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.links import JobmonWorkflowLink
+from airflow_jobmon_provider.operators._airflow import is_ended, state_of, within
+from airflow_jobmon_provider.operators._retry import RunMemory, Step, next_step
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -49,15 +54,17 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.client.protocol import Call, TaskCounts, WorkflowDetails
     from airflow_jobmon_provider.client.resume import Begun
     from airflow_jobmon_provider.execution import Execution
+    from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
 T = TypeVar("T")
 
 _LAST_INSTANT = 0.001  # seconds; 0 would mean "check once", for as long as that takes
 _EXECUTOR_GRACE = 30.0  # seconds that an executor has to stop its distributor after the run's end
 _CANCEL_PATIENCE = 120.0  # seconds; its tasks learn that they are to end by a heartbeat each 90 s, by default
+_MEMORY_TIMEOUT = 2.0  # seconds
 
 
-class ResumeWorkflowOperator(BaseOperator):
+class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
     """Make a Jobmon workflow ready to run again: stop its active run, wait, reset its tasks.
 
     :param workflow_id: the workflow. Templated.
@@ -416,7 +423,7 @@ class _RaisedMemory:
             ) from None
 
 
-class CreateWorkflowRunOperator(BaseOperator):
+class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     """Create the next run of a Jobmon workflow, keep it alive until an executor has it, and wait for its end.
 
     With ``cluster_name``, the worker executes the run itself, with the Jobmon client that is installed there;
@@ -426,8 +433,11 @@ class CreateWorkflowRunOperator(BaseOperator):
     then on only watches: the executor's own heartbeat has to tell Jobmon whether it lives.
 
     A retry goes on with the run that an earlier try created, while it lives (Airflow 3.3 and later remember
-    it). Where the reply to creating one was lost, it waits until that run has been reaped. So no retry makes
-    a second run.
+    it), unless a user has cleared the task. Where the reply to creating one was lost, it waits until that run
+    has been reaped. So no retry makes a second run.
+
+    What was decided before a deferral holds after it: ids, connection and limits do not change with the
+    templates that Airflow renders anew.
 
     :param workflow_id: the workflow. Templated.
     :param jobmon_conn_id: id of the Jobmon connection. Default ``jobmon_default``. Templated.
@@ -445,17 +455,22 @@ class CreateWorkflowRunOperator(BaseOperator):
         connection's, else Jobmon's setting, 3.1.
     :param keep_alive: ``until_bound`` (default), or ``until_done`` for executors that do not beat themselves:
         it hides a dead executor from Jobmon's reaper.
-    :param create_timeout: seconds in which the run must have been created, waiting for a lost one included.
-        Default 600.
-    :param handoff_timeout: seconds in which an executor must take the run; else it is aborted and the task
-        fails. Default 3600.
+    :param create_timeout: seconds in which the run must have been created; waiting for a lost one, for the
+        end of one that a clear has stopped, and for a server that does not answer included. Default 600.
+    :param handoff_timeout: seconds after its creation in which an executor must take the run; else it is
+        aborted and the task fails. Default 3600.
+    :param startup_timeout: seconds that an executor which has taken the run may need until its tasks run
+        (BOUND, INSTANTIATED, LAUNCHED); nothing else ends a run whose executor dies then, so it is ended as
+        ERROR and the task fails. Default 3600.
     :param poll_interval: longest pause in seconds between looks at a run that an executor has. Default 60.
     :param cancel_on_kill: when a user marks the task failed or clears it, or it times out, also stop a run
         that an executor has, by a cold resume signal. False: leave it running. A run that nobody has taken is
-        aborted in any case. While the task is deferred, Airflow tells of a user's act from 3.3 on. Default
-        True.
-    :param resume_on_retry: a retry that finds the earlier try's run ended badly resumes the workflow (cold)
-        and creates another. False: it reports the failure again. Default False.
+        aborted in any case. While the task is deferred, Airflow tells of a user's act from 3.3 on. Where no
+        user has ended the task, such as when a worker is drained, the run goes on in any case, and a retry
+        goes on with it. Default True.
+    :param resume_on_retry: a retry that finds the earlier try's run ended badly resumes the workflow and
+        creates another; where Airflow remembers no run (before 3.3), it does so if the workflow's last run
+        ended badly. It never stops a run that is alive. False: it reports the failure again. Default False.
     :param deferrable: wait in the triggerer instead of on a worker. Default: ``[operators]
         default_deferrable``.
     :returns: the workflow run id, as XCom. ``workflow_id`` and ``workflow_run_id`` are pushed before the
@@ -481,6 +496,7 @@ class CreateWorkflowRunOperator(BaseOperator):
         keep_alive: str = KeepAlive.UNTIL_BOUND.value,
         create_timeout: float = 600,
         handoff_timeout: float = 3600,
+        startup_timeout: float = 3600,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         cancel_on_kill: bool = True,
         resume_on_retry: bool = False,
@@ -504,150 +520,238 @@ class CreateWorkflowRunOperator(BaseOperator):
         )
         self.create_timeout = seconds("create_timeout", create_timeout)
         self.handoff_timeout = seconds("handoff_timeout", handoff_timeout, above=0)
+        self.startup_timeout = seconds("startup_timeout", startup_timeout, above=0)
         self.poll_interval = seconds("poll_interval", poll_interval, above=0)
         self.cancel_on_kill = cancel_on_kill
         self.resume_on_retry = resume_on_retry
         self.deferrable = deferrable
-        self._workflow_run_id: int | None = None
         self._execution: Execution | None = None
+        self._own: _OwnRun | None = None
+        self._memory: RunMemory | None = None
+        self._kept: dict[str, Any] = {}  # of the run, over a deferral; an older version kept nothing
+        self._ti: Any = None
+        self._thread = 0  # in which the task is executed
+        self._waits = False  # for Jobmon, and asks Airflow nothing
+        self._killed = False  # on_kill was called, and is to be heeded as soon as the task waits
+        self._settled = False  # nothing is to be done about the run any more
 
     def execute(self, context: Context) -> int:
         """Create the run, or find that of an earlier try, and wait for its end here or in the triggerer."""
         from airflow_jobmon_provider import execution
-        from airflow_jobmon_provider.client.conversations import ended
         from airflow_jobmon_provider.triggers.jobmon import run_event
 
         workflow_id = positive_id("workflow_id", self.workflow_id)
         hook = JobmonHook(self.jobmon_conn_id)
-        memory = _RunMemory(context, workflow_id)
-        with airflow_errors():
+        with airflow_errors(), self._heeding_on_kill(context):
             interval, buffer = heartbeat_of(
                 hook.server.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
             )
             if self.cluster_name is not None:  # before there is a run
                 python = execution.find_python(self.jobmon_python or hook.server.jobmon_python)
                 environment = execution.executor_environment(hook.server.settings, interval, buffer)
-            run, status = self._run_of_an_earlier_try(hook, memory) or (
-                self._create(context, hook, workflow_id, interval * buffer),
-                RunStatus.LINKING,
-            )
-            self._workflow_run_id = run
-            try:
-                memory.remember(run)
+            server = hook.server.settings.service_url
+            self._memory = memory = RunMemory(context, workflow_id, server, self.log)
+            own, status = self._run_of_this_task(context, hook, memory, interval * buffer)
+            run = own.workflow_run_id
+            with self._looking_after(own, hook):
+                memory.remember(run, own.created_at)
                 context["ti"].xcom_push(key="workflow_id", value=workflow_id)
                 context["ti"].xcom_push(key="workflow_run_id", value=run)
                 JobmonWorkflowLink().store(context, hook.server.gui_url, workflow_id)
                 if not self.wait_for_completion:
-                    return run
-                # Nothing is deferred that is over already.
-                if status.is_terminal:
-                    end = ended(run, status)
-                elif self.cluster_name is not None and status is RunStatus.LINKING:
-                    command = execution.executor_command(python, workflow_id, run, self.cluster_name)
-                    self._execution = execution.Execution(command, environment, self.log)
-                    end = self._wait_for_execution(hook, workflow_id, run, interval, buffer)
+                    with self._waiting():
+                        return run
+                if self.cluster_name is not None and status is RunStatus.LINKING:
+                    with self._waiting():
+                        command = execution.executor_command(python, workflow_id, run, self.cluster_name)
+                        self._execution = execution.Execution(command, environment, self.log)
+                        end = self._wait_for_execution(hook, workflow_id, run, interval, buffer)
                 else:
-                    end = self._wait(hook, workflow_id, run, interval, buffer)
-            except TaskDeferred:
-                raise
-            except AirflowTaskTimeout:
-                self._cancel(hook, run, workflow_id)
-                raise
-            except BaseException:  # a termination is none of Exception's kind
-                self._give_up(hook, run, stop_workflow=None)
-                raise
-        return self.execute_complete(context, run_event(run, end))
+                    end = self._wait(hook, own, status, interval, buffer)
+                self._settled = end.status is not None and end.status.is_terminal
+        return self._finish(context, own, run_event(run, end), hook)
 
-    def _create(self, context: Context, hook: JobmonHook, workflow_id: int, good_for: float) -> int:
+    def _run_of_this_task(
+        self, context: Context, hook: JobmonHook, memory: RunMemory, good_for: float
+    ) -> tuple[_OwnRun, RunStatus]:
+        """Return the run that an earlier try created, or a new one, and its status."""
+        end = time.monotonic() + self.create_timeout
+
+        def left() -> float:
+            return max(end - time.monotonic(), 0.0)
+
+        found = self._run_of_an_earlier_try(hook, memory, left)
+        if found is not None:
+            run, created_at, status = found
+        else:
+            run = self._create(hook, memory.workflow_id, good_for, left(), perhaps_lost=memory.is_retry)
+            created_at, status = time.time(), RunStatus.LINKING
+        own = _OwnRun(
+            run,
+            memory.workflow_id,
+            self.jobmon_conn_id,
+            memory.server,
+            self.cancel_on_kill,
+            created_at,
+            execution_deadline(context, self.execution_timeout),
+        )
+        return own, status
+
+    def _create(
+        self, hook: JobmonHook, workflow_id: int, good_for: float, timeout: float, *, perhaps_lost: bool
+    ) -> int:
         import getpass
 
         from airflow_jobmon_provider.client.ownership import create_run
 
-        # A try before this one may have created a run and died before anybody learned of it.
-        earlier_try = getattr(context["ti"], "try_number", 1) > 1
         creating = create_run(
             workflow_id,
             user=getpass.getuser(),
             good_for=good_for,
-            timeout=self.create_timeout,
-            perhaps_lost=earlier_try,
+            timeout=timeout,
+            perhaps_lost=perhaps_lost,  # by a try that died before anybody learned of its run
             clock=time.monotonic,
         )
-        run = hook.converse(creating, log=self.log).workflow_run_id
+        run = self._converse(hook, creating).workflow_run_id
         self.log.info("Created workflow run %d of workflow %d", run, workflow_id)
         return run
 
-    def _run_of_an_earlier_try(self, hook: JobmonHook, memory: _RunMemory) -> tuple[int, RunStatus] | None:
-        """Return the run to go on with and its status; None: a new one is to be created.
+    def _run_of_an_earlier_try(
+        self, hook: JobmonHook, memory: RunMemory, left: Callable[[], float]
+    ) -> tuple[int, float, RunStatus] | None:
+        """Return the run to go on with, when it was created, and its status; None: create a new one.
 
+        :param left: returns the seconds that are left of ``create_timeout``.
         :raises AirflowException: the run ended badly, and that is all there is to say.
         """
         from airflow_jobmon_provider.client import protocol
-        from airflow_jobmon_provider.client.conversations import ended
+        from airflow_jobmon_provider.client.conversations import ask_until, ended
 
         earlier = memory.recall()
         if earlier is None:
+            if memory.is_retry and not memory.is_kept:
+                self._prepare_without_memory(hook, memory.workflow_id, left)
             return None
         run = earlier.workflow_run_id
+        look = protocol.peek_status(run)
         try:
-            status = hook.ask(protocol.peek_status(run))
+            status = self._converse(hook, ask_until(look, left(), time.monotonic))
         except WorkflowRunNotFound:
             return None
         self.log.info("An earlier try created workflow run %d; it is %s: %s", run, status, status.meaning)
-        factory = hook.get_workflow_run_factory(memory.workflow_id)
-        patience = 0.0  # our run has ended: if one is alive now, it is somebody else's, and not ours to stop
-        if memory.was_cleared_since(earlier):
-            # The user wants it done again. The old try's trigger may not have been told to stop its run yet.
-            if status is RunStatus.DONE:
-                return None
-            if not status.is_terminal:
-                if not self.cancel_on_kill and status is not RunStatus.LINKING:
-                    return run, status
-                self._give_up(hook, run, stop_workflow=memory.workflow_id)
-                patience = self.create_timeout
-        elif not status.is_terminal or status is RunStatus.DONE:
-            return run, status
-        elif status is RunStatus.ABORTED:
-            return None  # no executor ever had it, so there is nothing to resume
-        elif not self.resume_on_retry:
+        step = next_step(
+            status,
+            cleared=memory.was_cleared_since(earlier, status),
+            cancel_on_kill=self.cancel_on_kill,
+            resume_on_retry=self.resume_on_retry,
+        )
+        if step is Step.GO_ON:
+            return run, earlier.created_at, status
+        if step is Step.CREATE:
+            return None
+        if step is Step.FAIL:
             raise AirflowException(
                 f"{ended(run, status).message}. Resume the workflow first, or set resume_on_retry=True to let"
                 f" a retry do that"
             )
-        factory.wait_for_workflow_resume(patience)
-        factory.reset_task_statuses()
-        self.log.info("Workflow %d is ready for its next run", memory.workflow_id)
+        patience = 0.0  # our run has ended: if one is alive now, it is not ours to wait for
+        if step is Step.STOP:
+            self._stop_cleared(hook, memory.workflow_id, run, left)
+            patience = left()
+        self._make_ready(hook, memory.workflow_id, patience, left())
         return None
 
-    def _wait(self, hook: JobmonHook, workflow_id: int, run: int, interval: float, buffer: float) -> RunEnd:
-        created_at = time.time()
-        self.log.info(
-            "Keeping it alive until an executor takes it, for up to %g s: start one on the cluster",
-            self.handoff_timeout,
-        )
-        if self.deferrable:
-            from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
+    def _stop_cleared(self, hook: JobmonHook, workflow_id: int, run: int, left: Callable[[], float]) -> None:
+        """Stop the run of an earlier try, which the user has cleared, and wait for its end.
 
-            limit = self.execution_timeout  # does not tick while deferred, so the trigger keeps it
-            self.defer(
-                trigger=WorkflowRunHeartbeatTrigger(
-                    workflow_run_id=run,
-                    jobmon_conn_id=self.jobmon_conn_id,
-                    workflow_run_heartbeat_interval=interval,
-                    heartbeat_report_by_buffer=buffer,
-                    keep_alive=self.keep_alive,
-                    poll_interval=self.poll_interval,
-                    handoff_deadline=created_at + self.handoff_timeout,
-                    deadline=created_at + limit.total_seconds() if limit else None,
-                    owned=True,
-                    created_at=created_at,
-                    workflow_id=workflow_id,
-                    cancel_on_kill=self.cancel_on_kill,
-                ),
-                method_name="execute_complete",
+        :raises AirflowException: it has not ended in time; until then, an executor is at work on its tasks.
+        """
+        from airflow_jobmon_provider.client.ownership import stop_run
+
+        self.log.info("The task was cleared: stopping workflow run %d", run)
+        stopping = stop_run(run, workflow_id, timeout=left(), clock=time.monotonic)
+        status = self._converse(hook, stopping)
+        if status is None or not status.is_terminal:
+            raise AirflowException(
+                f"workflow run {run} was told to stop, as the task was cleared, and is still"
+                f" {status or 'out of reach'} after {self.create_timeout:g} s (create_timeout). Its tasks are"
+                f" not reset under its executor: wait for its end, or end it, and clear this task again"
             )
-        watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive))
-        return hook.converse(watch, log=self.log)
+
+    def _prepare_without_memory(self, hook: JobmonHook, workflow_id: int, left: Callable[[], float]) -> None:
+        """Do what a retry can where Airflow does not tell which run an earlier try created (before 3.3).
+
+        :raises AirflowException: the workflow is DONE, so no run is left to be created.
+        """
+        from airflow_jobmon_provider.client import protocol
+        from airflow_jobmon_provider.client.conversations import ask_until
+
+        call = protocol.workflow_details(workflow_id)
+        details = self._converse(hook, ask_until(call, left(), time.monotonic))
+        status = details.status if details is not None else None
+        if status == WorkflowStatus.DONE:
+            raise AirflowException(
+                f"workflow {workflow_id} is DONE, so there is nothing left to run. This Airflow does not"
+                f" remember whose run finished it (3.3 and later do): if it was that of an earlier try, mark"
+                f" this task as success"
+            )
+        if not self.resume_on_retry:
+            self.log.warning(
+                "This Airflow does not remember the run of an earlier try (3.3 and later do): another one is"
+                " created if none is alive, and failed tasks are not reset; resume_on_retry=True does that"
+            )
+        # A run that is LINKING has its tasks ready, and is waited for when the next one is created.
+        elif status is not None and status != WorkflowStatus.REGISTERING:
+            self.log.info("Making workflow %d ready for another run, once none is alive", workflow_id)
+            self._make_ready(hook, workflow_id, left(), left())
+
+    def _make_ready(self, hook: JobmonHook, workflow_id: int, patience: float, timeout: float) -> None:
+        from airflow_jobmon_provider.client.ownership import make_ready
+
+        ready = make_ready(workflow_id, patience=patience, timeout=timeout, clock=time.monotonic)
+        self._converse(hook, ready)
+        self.log.info("Workflow %d is ready for its next run", workflow_id)
+
+    def _wait(
+        self, hook: JobmonHook, own: _OwnRun, status: RunStatus, interval: float, buffer: float
+    ) -> RunEnd:
+        from airflow_jobmon_provider.client.conversations import ended
+
+        run, workflow_id = own.workflow_run_id, own.workflow_id
+        assert workflow_id is not None
+        if status.is_terminal:  # nothing is deferred that is over already
+            return ended(run, status)
+        if status is RunStatus.LINKING:
+            self.log.info(
+                "Keeping it alive until an executor takes it, for up to %g s: start one on the cluster",
+                self.handoff_timeout,
+            )
+        with self._waiting():
+            if not self.deferrable:
+                watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive))
+                return hook.converse(watch, log=self.log)
+            trigger = self._trigger(own, interval, buffer)
+        return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
+
+    def _trigger(self, own: _OwnRun, interval: float, buffer: float) -> WorkflowRunHeartbeatTrigger:
+        from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
+
+        return WorkflowRunHeartbeatTrigger(
+            workflow_run_id=own.workflow_run_id,
+            jobmon_conn_id=own.jobmon_conn_id,
+            workflow_run_heartbeat_interval=interval,
+            heartbeat_report_by_buffer=buffer,
+            keep_alive=self.keep_alive,
+            poll_interval=self.poll_interval,
+            handoff_deadline=own.created_at + self.handoff_timeout,
+            deadline=own.deadline,  # Airflow's own time does not pass while a task is deferred
+            owned=True,
+            created_at=own.created_at,
+            workflow_id=own.workflow_id,
+            cancel_on_kill=own.cancel_on_kill,
+            startup_timeout=self.startup_timeout,
+            server=own.server,
+        )
 
     def _watch(
         self, workflow_id: int, run: int, interval: float, buffer: float, keep_alive: KeepAlive
@@ -655,6 +759,7 @@ class CreateWorkflowRunOperator(BaseOperator):
         from airflow_jobmon_provider.client.conversations import watch_run
         from airflow_jobmon_provider.client.follow import ProgressWatch
 
+        age = max(time.time() - self._own.created_at, 0.0) if self._own else 0.0
         return watch_run(
             run,
             keep_alive=keep_alive,
@@ -662,9 +767,20 @@ class CreateWorkflowRunOperator(BaseOperator):
             report_by_buffer=buffer,
             poll_interval=self.poll_interval,
             clock=time.monotonic,
-            handoff_timeout=self.handoff_timeout,
-            progress=ProgressWatch(workflow_id, time.monotonic),
+            handoff_timeout=max(self.handoff_timeout - age, 0.0),
+            startup_timeout=self.startup_timeout,
+            age=age,
+            progress=ProgressWatch(workflow_id, time.monotonic, age=age),
         )
+
+    def _converse(self, hook: JobmonHook, conversation: Conversation[T]) -> T:
+        """Carry a conversation to its end; ``on_kill`` is heeded in its pauses, not amid a request."""
+
+        def sleep(seconds: float) -> None:
+            with self._waiting():
+                time.sleep(seconds)
+
+        return hook.converse(conversation, log=self.log, sleep=sleep)
 
     def _wait_for_execution(
         self, hook: JobmonHook, workflow_id: int, run: int, interval: float, buffer: float
@@ -721,68 +837,220 @@ class CreateWorkflowRunOperator(BaseOperator):
             )
         return status, KeepAlive.NEVER
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> int:
+    def come_back(
+        self, context: Context, event: dict[str, Any] | None = None, own: dict[str, Any] | None = None
+    ) -> int:
+        """Go on after a deferral, as :meth:`execute_complete` says.
+
+        :param own: what was known of the run before the deferral.
+        """
+        self._kept = own or {}
+        return self.execute_complete(context, event)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> int:
         """Succeed or fail as the run has ended.
 
         :param event: see :class:`~airflow_jobmon_provider.triggers.jobmon.WorkflowRunHeartbeatTrigger`.
+        :raises AirflowException: the run did not end DONE, or the watch has ended before the run.
         """
+        if not isinstance(event, dict) or event.get("workflow_run_id") is None:
+            raise AirflowException(
+                "the task came back from its deferral without an event that tells of a workflow run; clear it"
+                " to have it look again"
+            )
+        run = self._own_after_deferral(event, self._kept)
+        hook = JobmonHook(run.jobmon_conn_id)
+        with self._heeding_on_kill(context), self._looking_after(run, hook):
+            return self._finish(context, run, event, hook)
+
+    def _own_after_deferral(self, event: dict[str, Any], kept: dict[str, Any]) -> _OwnRun:
+        known = {"jobmon_conn_id": self.jobmon_conn_id, "cancel_on_kill": self.cancel_on_kill, **kept}
+        for key in ("workflow_run_id", "workflow_id", "server"):  # the trigger's word comes first
+            known[key] = event.get(key) if event.get(key) is not None else kept.get(key)
+        names = {field.name for field in fields(_OwnRun)}
+        return _OwnRun(**{name: value for name, value in known.items() if name in names})
+
+    def _finish(self, context: Context, own: _OwnRun, event: dict[str, Any], hook: JobmonHook) -> int:
+        """Push what is known of the run's end, and return its id or raise the reason."""
+        has_ended = event["status"] in ("success", "failed")
+        self._settled = self._settled or has_ended
+        context["ti"].xcom_push(key="status", value=event.get("workflow_run_status"))
+        if not has_ended:  # gave up on a run that may still be ours
+            timed_out = event["status"] == "timeout" and own.cancel_on_kill
+            self._give_up(own, hook, stop=timed_out)
+            self._settled = True
+            raise AirflowException(event["message"])
         from airflow_jobmon_provider.client.follow import count_tasks, explain_failure
 
-        run: int = event["workflow_run_id"]
-        workflow_id = positive_id("workflow_id", self.workflow_id)
-        hook = JobmonHook(self.jobmon_conn_id)
-        context["ti"].xcom_push(key="status", value=event["workflow_run_status"])
         if event["status"] == "success":
             self.log.info(event["message"])
-            with contextlib.suppress(JobmonError, AirflowException):  # DONE, whatever else cannot be told
-                self._push_counts(context, hook.converse(count_tasks(workflow_id), log=self.log))
-            return run
-        if event["status"] != "failed":  # gave up on a run that may still be ours
-            timed_out = event["status"] == "timeout" and self.cancel_on_kill
-            self._give_up(hook, run, stop_workflow=workflow_id if timed_out else None)
-            raise AirflowException(event["message"])
+            if own.workflow_id is not None:
+                counts, _ = self._tell(own, hook, count_tasks(own.workflow_id))
+                self._push_counts(context, own, counts)
+            return own.workflow_run_id
         if event["workflow_run_status"] == RunStatus.ABORTED:  # the tasks had no part in it
             raise AirflowException(event["message"])
-        with airflow_errors():
-            explanation = hook.converse(explain_failure(workflow_id), log=self.log)
-        self._push_counts(context, explanation.counts)
+        if own.workflow_id is None:
+            raise AirflowException(event["message"])
+        explanation, problem = self._tell(own, hook, explain_failure(own.workflow_id))
+        if explanation is None:
+            raise AirflowException(f"{event['message']}. Why could not be asked: {problem}")
+        self._push_counts(context, own, explanation.counts)
         raise AirflowException(f"{event['message']}\n{explanation.text}".rstrip())
 
-    def _push_counts(self, context: Context, counts: TaskCounts | None) -> None:
+    def _tell(self, own: _OwnRun, hook: JobmonHook, asking: Conversation[T]) -> tuple[T | None, str]:
+        """Return what the server tells of a run that has ended, and else why it tells nothing."""
+        from airflow_jobmon_provider.client.conversations import in_time
+
+        left = math.inf if own.deadline is None else remaining(own.deadline)
+        try:
+            hook.check_server(own.server)
+            return self._converse(hook, in_time(asking, left, time.monotonic, at_least=0)), ""
+        except Exception as error:
+            from airflow_jobmon_provider.client.text import excerpt
+
+            return None, excerpt(error)
+
+    def _push_counts(self, context: Context, own: _OwnRun, counts: TaskCounts | None) -> None:
         if counts is not None:
-            self.log.info("Workflow %s: %s", self.workflow_id, counts)
+            self.log.info("Workflow %s: %s", own.workflow_id, counts)
             context["ti"].xcom_push(key="task_counts", value=counts.as_dict())
 
-    def on_kill(self) -> None:
-        """Abort the run if no executor has taken it; stop one that an executor has, by ``cancel_on_kill``."""
-        if self._workflow_run_id is not None:
-            workflow_id = positive_id("workflow_id", self.workflow_id)
-            self._cancel(JobmonHook(self.jobmon_conn_id), self._workflow_run_id, workflow_id)
+    @contextlib.contextmanager
+    def _heeding_on_kill(self, context: Context) -> Iterator[None]:
+        """Remember whose task this is while it is executed."""
+        self._ti = context.get("ti")
+        self._thread = threading.get_ident()
+        self._waits = self._killed = self._settled = False
+        try:
+            yield
+        finally:
+            self._thread = 0
 
-    def _cancel(self, hook: JobmonHook, run: int, workflow_id: int) -> None:
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Let ``on_kill`` break off what is done in here, which asks Airflow nothing.
+
+        Anywhere else, a request to Airflow may be under way: its answer would be taken for that to the next.
+        """
+        before, self._waits = self._waits, True
+        try:
+            if self._killed:
+                self.on_kill()
+            yield
+        finally:
+            self._waits = before
+
+    @contextlib.contextmanager
+    def _looking_after(self, own: _OwnRun, hook: JobmonHook) -> Iterator[None]:
+        """Leave no run behind that nobody owns, however the task is broken off (design rule 2)."""
+        self._own = own
+        try:
+            yield
+        except TaskDeferred:
+            raise
+        except AirflowTaskTimeout:  # the limit that the user has set; on_kill is called next
+            if not self._settled:
+                self._settled = True
+                self._cancel(own, hook)
+            raise
+        except Exception:
+            if not self._settled:
+                self._settled = True
+                self._give_up(own, hook, stop=False)
+            raise
+        except BaseException:  # a termination, with or without a call of on_kill
+            if not self._settled:
+                self._settle(own)
+            raise
+
+    def on_kill(self) -> None:
+        """Stop the run if Airflow says that a user has ended the task, or that it is over; else let it go.
+
+        Airflow also calls this when a worker is drained or its heartbeats fail: then a retry goes on with the
+        run.
+
+        :raises AirflowException: no user has ended the task; this try of it ends.
+        """
+        interrupting = self._thread == threading.get_ident()
+        if interrupting and not self._waits:
+            self._killed = True
+            return
+        own = self._own
+        if self._settled or (own is None and not interrupting):
+            return
+        self._killed = False
+        if own is None:
+            raise AirflowException("this process was told to end before there was a workflow run")
+        if self._settle(own) or not interrupting:
+            return
+        raise AirflowException(
+            f"this process was told to end, and no user has ended the task, so workflow run"
+            f" {own.workflow_run_id} goes on: a retry watches it"
+        )
+
+    def _settle(self, own: _OwnRun) -> bool:
+        """Do about the run what follows from the task's state in Airflow.
+
+        :returns: whether a user has ended the task, or it is over.
+        """
+        self._settled = True
+        state = state_of(self._ti)
+        self.log.info("This process is told to end; the task's state in Airflow is: %s", state)
+        if not is_ended(state):
+            self.log.warning(
+                "No user has ended the task, as far as Airflow tells, so workflow run %d is let go: a retry"
+                " goes on with it. A run that no executor has taken is lost when its heartbeat runs out",
+                own.workflow_run_id,
+            )
+            if self._execution is not None:
+                self._execution.let_go()
+            return False
+        if state == "restarting" and self._memory is not None:
+            within(_MEMORY_TIMEOUT, self._memory.remember_clear)
+        self._cancel(own)
+        return True
+
+    def _cancel(self, own: _OwnRun, hook: JobmonHook | None = None) -> None:
         """Stop the run as ``cancel_on_kill`` says, and the executor with it."""
-        status = self._give_up(hook, run, stop_workflow=workflow_id if self.cancel_on_kill else None)
+        status = self._give_up(own, hook, stop=own.cancel_on_kill)
         if self._execution is None:
             return
-        taken = status is not None and not status.is_terminal
-        if taken and not self.cancel_on_kill:
+        if status is None or not (own.cancel_on_kill or status.is_terminal):
+            # Not known, or not to be stopped. One that has not taken the run ends by itself now; to end one
+            # that has would leave its tasks at work on the cluster, which only the signal stops.
             self._execution.let_go()
-            return
-        # It learns of the signal by its next heartbeat, has its tasks killed, and ends the run and itself.
-        # If Airflow kills this process before that, it goes on doing so all the same.
-        self._execution.stop(_CANCEL_PATIENCE if taken else 0)
+        elif status is RunStatus.ABORTED:
+            self._execution.stop()
+        else:
+            # It learns of the signal by its next heartbeat, has its tasks killed, and ends the run and
+            # itself. If Airflow kills this process before that, it goes on doing so all the same.
+            self._execution.stop(_EXECUTOR_GRACE if status.is_terminal else _CANCEL_PATIENCE)
 
-    def _give_up(self, hook: JobmonHook, run: int, *, stop_workflow: int | None) -> RunStatus | None:
-        """Leave no run behind that nobody owns (design rule 2)."""
+    def _give_up(self, own: _OwnRun, hook: JobmonHook | None, *, stop: bool) -> RunStatus | None:
+        """Leave no run behind that nobody owns (design rule 2).
+
+        :param hook: None: read the connection anew.
+        :param stop: also stop it if an executor has it.
+        :returns: the status that it has now; None: not known.
+        """
         from airflow_jobmon_provider.client.ownership import give_up_run
 
+        run = own.workflow_run_id
+        if stop and own.workflow_id is None:
+            self.log.warning("The workflow of run %d is not known, so an executor is not told to stop", run)
         status: RunStatus | None = None
         giving_up = give_up_run(
-            run, stop_workflow=stop_workflow, timeout=ON_KILL_TIMEOUT, clock=time.monotonic
+            run,
+            stop_workflow=own.workflow_id if stop else None,
+            timeout=ON_KILL_TIMEOUT,
+            clock=time.monotonic,
         )
         try:
+            hook = hook or JobmonHook(own.jobmon_conn_id)
+            hook.check_server(own.server)
             status = hook.converse(giving_up, log=self.log)
-        except (JobmonError, AirflowException) as error:
+        except Exception as error:  # it must not hide why the run is given up
             self.log.warning("Workflow run %d could not be stopped: %s", run, error)
         else:
             self.log.info("Workflow run %d is now %s", run, status or "out of reach")
@@ -790,36 +1058,22 @@ class CreateWorkflowRunOperator(BaseOperator):
 
 
 @dataclass(frozen=True)
-class _EarlierRun:
-    """What a try remembers for the next: its run, and how often a user had cleared the DAG run by then."""
+class _OwnRun:
+    """The run that a task looks after, with what holds for it from its creation on (design rule 9).
+
+    :param workflow_run_id: the run.
+    :param workflow_id: its workflow; None: not known, after a deferral that an older version made.
+    :param jobmon_conn_id: id of the connection to its server.
+    :param server: that server's address; None: not known.
+    :param cancel_on_kill: see the operator.
+    :param created_at: seconds since the epoch.
+    :param deadline: when the task's time is over, in seconds since the epoch; None: never.
+    """
 
     workflow_run_id: int
-    clear_number: int
-
-
-class _RunMemory:
-    """Remembers across the tries of a task which run it created, where Airflow has a place for that (3.3)."""
-
-    _KEY = "jobmon_workflow_run"
-
-    def __init__(self, context: Context, workflow_id: int) -> None:
-        self.workflow_id = workflow_id
-        self._store: Any = context.get("task_state_store")
-        self._clear_number = getattr(context.get("dag_run"), "clear_number", None) or 0
-
-    def recall(self) -> _EarlierRun | None:
-        """Return the run of an earlier try for the same workflow."""
-        kept = self._store.get(self._KEY) if self._store is not None else None
-        if not isinstance(kept, dict) or kept.get("workflow_id") != self.workflow_id:
-            return None
-        return _EarlierRun(int(kept["workflow_run_id"]), int(kept["clear_number"]))
-
-    def remember(self, workflow_run_id: int) -> None:
-        """Keep the run for the next try."""
-        if self._store is not None:
-            kept = {"workflow_id": self.workflow_id, "workflow_run_id": workflow_run_id}
-            self._store.set(self._KEY, {**kept, "clear_number": self._clear_number})
-
-    def was_cleared_since(self, earlier: _EarlierRun) -> bool:
-        """Whether a user has cleared tasks of the DAG run since that try: a new try is no retry then."""
-        return self._clear_number != earlier.clear_number
+    workflow_id: int | None
+    jobmon_conn_id: str
+    server: str | None
+    cancel_on_kill: bool
+    created_at: float = 0.0
+    deadline: float | None = None

@@ -20,6 +20,7 @@ from airflow_jobmon_provider.client.exceptions import ResumeTimeout, ServerFailu
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,
+    RenderedBeforeDeferral,
     airflow_errors,
     check_heartbeat,
     check_literal_id,
@@ -44,7 +45,7 @@ T = TypeVar("T")
 _JUST_AFTER = 0.01  # seconds: Airflow's base class takes a time-out for over once more than that has passed
 
 
-class _JobmonSensor(BaseSensorOperator):
+class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
     """What both sensors do alike: outlive an outage, keep to their limits, end as the trigger's event says.
 
     Airflow looks at ``timeout`` only after a poke and before a pause of ``poke_interval``. Here the last poke

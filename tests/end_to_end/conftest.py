@@ -54,6 +54,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.standard.operators.empty import EmptyOperator
 
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 
@@ -91,6 +92,7 @@ with DAG(dag_id="dies_after_deferring", schedule=None) as after:
     DiesAfterDeferring(**options)
 with DAG(dag_id="execute_with_retry", schedule=None) as executing:
     CreateWorkflowRunOperator(**options, cluster_name="multiprocess")
+    EmptyOperator(task_id="another")
 """
 
 CREATE_MANY_DAG = """

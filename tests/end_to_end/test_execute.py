@@ -11,7 +11,7 @@ import pytest
 
 from airflow_jobmon_provider.execution import EXECUTOR
 from dev.airflow_stack import AirflowStack
-from dev.jobmon_sandbox import JobmonSandbox, wait_until
+from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.end_to_end.conftest import SECRETS
 from tests.end_to_end.test_example_dags import (
     assert_ended,
@@ -62,26 +62,68 @@ def test_a_failed_workflow_is_resumed_and_executed(e2e_sandbox: JobmonSandbox, a
     assert_nothing_claimed_of_an_executors_run(provider_beats(e2e_sandbox, run))
 
 
-def test_a_worker_that_is_killed_leaves_its_executor_at_work(
-    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
-) -> None:
+RETRYING = "execute_with_retry"
+
+
+def executing(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> tuple[SandboxWorkflow, str, int]:
+    """Start a task that executes a run and may be tried twice, and wait until its run is RUNNING."""
     workflow = e2e_sandbox.make_workflow_in("E", waits=True)
     e2e_sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
-    dag_run = airflow.trigger("execute_with_retry", {"workflow_id": workflow.workflow_id})
+    dag_run = airflow.trigger(RETRYING, {"workflow_id": workflow.workflow_id})
     run = new_run(e2e_sandbox, workflow)
     wait_until(lambda: e2e_sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
-    os.kill(airflow.task_instance("execute_with_retry", dag_run, "run")["pid"], signal.SIGKILL)
+    return workflow, dag_run, run
 
+
+def assert_second_try_goes_on(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack, workflow: SandboxWorkflow, dag_run: str, run: int
+) -> None:
     def second_try() -> bool:
-        log = airflow.task_log("execute_with_retry", dag_run, "run", try_number=2)
+        log = airflow.task_log(RETRYING, dag_run, "run", try_number=2)
         return f"An earlier try created workflow run {run}" in log
 
     wait_until(second_try, 90, "the retry")
     assert e2e_sandbox.run_status(run) == "R"
     workflow.release()
-    assert_ended(airflow, "execute_with_retry", dag_run, "success")
+    assert_ended(airflow, RETRYING, dag_run, "success")
     assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
     wait_until(lambda: not executors(run), 20, "the executor to end")
+
+
+def test_a_worker_that_is_killed_leaves_its_executor_at_work_though_another_task_was_cleared(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow, dag_run, run = executing(e2e_sandbox, airflow)
+    airflow.clear_task(RETRYING, dag_run, "another")
+    os.kill(airflow.task_instance(RETRYING, dag_run, "run")["pid"], signal.SIGKILL)
+    assert_second_try_goes_on(e2e_sandbox, airflow, workflow, dag_run, run)
+
+
+def test_a_worker_that_is_drained_leaves_its_executor_at_work(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow, dag_run, run = executing(e2e_sandbox, airflow)
+    task = airflow.task_instance(RETRYING, dag_run, "run")["pid"]
+    supervisor = int(Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGTERM)
+    assert_second_try_goes_on(e2e_sandbox, airflow, workflow, dag_run, run)
+    log = airflow.task_log(RETRYING, dag_run, "run", try_number=1)
+    assert "the task's state in Airflow is: running" in log
+    assert f"workflow run {run} goes on: a retry watches it" in log
+
+
+def test_clearing_the_task_itself_stops_its_run_and_makes_another(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow, dag_run, run = executing(e2e_sandbox, airflow)
+    airflow.clear_task(RETRYING, dag_run, "run")
+    wait_until(lambda: e2e_sandbox.runs(workflow.workflow_id)[-1][0] > run, 120, "another run")
+    workflow.release()
+    assert_ended(airflow, RETRYING, dag_run, "success")
+    _, first, second = e2e_sandbox.runs(workflow.workflow_id)
+    assert first == (run, "T")
+    assert second[1] == "D"
+    wait_until(lambda: not executors(run), 30, "the first executor to end")
 
 
 def test_marking_the_task_failed_stops_run_and_executor(

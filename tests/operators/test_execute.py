@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTim
 
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
-from tests.airflow_task import Ended, run_task
+from tests.airflow_task import Ended, TaskInstance, run_task
 from tests.execution.conftest import group_members
 from tests.operators.test_jobmon import last_run
 
@@ -69,13 +69,14 @@ class Background:
     def __init__(self, operator: CreateWorkflowRunOperator) -> None:
         self.error: BaseException | None = None
         self.ended: Ended | None = None
+        self.ti = TaskInstance()
         self._operator = operator
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self.ended = run_task(self._operator)
+            self.ended = run_task(self._operator, self.ti)
         except BaseException as error:
             self.error = error
 
@@ -259,6 +260,7 @@ def test_cancelling_stops_run_tasks_and_executor(
     operator = execute(workflow)
     task = Background(operator)
     run = wait_until_running(sandbox, workflow)
+    task.ti.in_airflow = {-1: "failed"}
     operator.on_kill()
     assert sandbox.run_status(run) == "T"
     task.wait()
@@ -289,6 +291,7 @@ def test_cancelling_can_leave_the_run_alone(
     operator = execute(workflow, cancel_on_kill=False)
     task = Background(operator)
     run = wait_until_running(sandbox, workflow)
+    task.ti.in_airflow = {-1: "failed"}
     operator.on_kill()
     assert sandbox.run_status(run) == "R"
     workflow.release()
@@ -327,3 +330,32 @@ def test_a_time_out_stops_the_run(
     wait_until(
         lambda: not group_members(executor_pid(operator)), 10, "the executor and its distributor to end"
     )
+
+
+@pytest.mark.parametrize(("state", "cancel"), [("failed", True), ("failed", False), ("running", True)])
+def test_an_executor_outlives_an_outage_in_which_its_task_is_told_to_end(
+    sandbox: JobmonSandbox,
+    failed: Callable[..., SandboxWorkflow],
+    execute: Callable[..., CreateWorkflowRunOperator],
+    connection: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    cancel: bool,
+) -> None:
+    monkeypatch.setattr("airflow_jobmon_provider.operators.jobmon.ON_KILL_TIMEOUT", 0.5)
+    connection(extra={"request_timeout": 0.5})
+    workflow = failed(tasks=1, waits=True)
+    operator = execute(workflow, cancel_on_kill=cancel)
+    task = Background(operator)
+    run = wait_until_running(sandbox, workflow)
+    task.ti.in_airflow = {-1: state}
+    sandbox.pause_server()
+    try:
+        operator.on_kill()
+    finally:
+        sandbox.resume_server()
+    assert sandbox.run_status(run) == "R"
+    assert group_members(executor_pid(operator))
+    workflow.release()
+    wait_until(lambda: sandbox.run_status(run) == "D", 60, "the executor to finish")
+    task.wait()

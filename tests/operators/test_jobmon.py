@@ -22,7 +22,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator, ResumeWorkflowOperator
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
-from tests.airflow_task import TaskInstance, run_task, stored
+from tests.airflow_task import TaskInstance, Tries, run_task, stored
 from tests.contract.test_routes import stop_with_stuck_tasks
 from tests.proxy import SwallowingProxy
 from tests.stub_server import Reply, StubServer
@@ -358,7 +358,7 @@ def test_a_kill_aborts_a_run_that_nobody_has(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     task = create(workflow_id, wait_for_completion=False)
     task.on_kill()  # before anything was created
-    run_task(task)
+    run_task(task, TaskInstance(in_airflow={-1: "failed"}))
     task.on_kill()
     assert last_run(sandbox, workflow_id)[1] == "A"
 
@@ -369,7 +369,7 @@ def test_a_kill_stops_a_run_that_an_executor_has_if_wanted(
 ) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     task = create(workflow_id, wait_for_completion=False, cancel_on_kill=cancel)
-    run = run_task(task).result
+    run = run_task(task, TaskInstance(in_airflow={-1: "failed"})).result
     for status in "BIOR":
         sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": status})
     task.on_kill()
@@ -412,27 +412,6 @@ def test_a_busy_or_done_workflow_gets_no_run_and_the_servers_words(
 
 
 # --- retries and clears -------------------------------------------------------------------------------------
-
-
-class Tries:
-    """The tries of one task, with what Airflow 3.3 keeps from one to the next."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Any] = {}
-        self.clear_number = 0
-        self.number = 0
-
-    def get(self, key: str) -> Any:
-        return json.loads(json.dumps(self.kept.get(key)))
-
-    def set(self, key: str, value: Any) -> None:
-        self.kept[key] = value
-
-    def next(self, *, remembers: bool = True) -> dict[str, Any]:
-        """Return the context of the next try."""
-        self.number += 1
-        context: dict[str, Any] = {"ti": TaskInstance(try_number=self.number), "dag_run": self}
-        return {**context, "task_state_store": self} if remembers else context
 
 
 def died_after_creating(sandbox: JobmonSandbox, tries: Tries, status: str = "") -> tuple[int, int]:
@@ -539,7 +518,7 @@ def test_a_user_who_clears_the_task_gets_another_run(sandbox: JobmonSandbox, sta
     workflow_id, run = died_after_creating(sandbox, tries, status)
     if status.endswith("D"):  # the workflow is to be done again, too
         sandbox.change("UPDATE workflow SET status = 'F' WHERE id = ?", workflow_id)
-    tries.clear_number += 1
+    tries.clear()
     with pytest.raises(TaskDeferred) as deferred:
         create(workflow_id, deferrable=True).execute(tries.next())
     assert deferred.value.trigger.workflow_run_id > run
@@ -549,7 +528,7 @@ def test_a_user_who_clears_the_task_gets_another_run(sandbox: JobmonSandbox, sta
 def test_a_user_who_clears_the_task_but_wants_nothing_cancelled_goes_on(sandbox: JobmonSandbox) -> None:
     tries = Tries()
     workflow_id, run = died_after_creating(sandbox, tries, "BIOR")
-    tries.clear_number += 1
+    tries.clear()
     with pytest.raises(TaskDeferred) as deferred:
         create(workflow_id, deferrable=True, cancel_on_kill=False).execute(tries.next())
     assert deferred.value.trigger.workflow_run_id == run

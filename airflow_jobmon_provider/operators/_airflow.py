@@ -1,0 +1,83 @@
+"""What Airflow says about the task instance that this process runs.
+
+Airflow calls ``on_kill`` when a user ends a task, and just so when a worker is drained or its heartbeats
+fail. It does not say which, so it is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+# Airflow 3 kills a task's process 5 s after a user has ended the task; a drained one mostly has longer.
+ANSWER_TIMEOUT = 10.0
+
+UNKNOWN = "not known"
+GONE = "gone"
+"""The task instance does not exist any more, such as after its DAG run was deleted."""
+
+# "no status" is not among them: a scheduler gives it to a running task, too, whose executor it has lost.
+_ENDED = frozenset({"success", "failed", "skipped", "removed", "upstream_failed", "restarting", GONE})
+
+
+def state_of(ti: Any, timeout: float = ANSWER_TIMEOUT) -> str:
+    """Return the state that a task instance has in Airflow now, at most so many seconds later.
+
+    :param ti: the task instance of the running task's context.
+    :param timeout: seconds to wait for the answer.
+    :returns: Airflow's word for the state; ``UNKNOWN``: it did not answer; ``GONE``.
+    """
+    ask = _ask_api if hasattr(ti, "get_task_states") else _ask_database
+    return within(timeout, lambda: ask(ti)) or UNKNOWN
+
+
+def is_ended(state: str) -> bool:
+    """Whether a user has ended the task, or it is over: no retry of it goes on with its run."""
+    return state in _ENDED
+
+
+def within(timeout: float, call: Callable[[], T]) -> T | None:
+    """Return what a call returns; None: it failed, or takes longer than so many seconds.
+
+    It runs in a thread of its own: a signal handler may have interrupted this thread while it held the lock
+    of the connection to Airflow, which no other call gets before the handler has returned.
+    """
+    results: list[T] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            logger.debug("Airflow does not answer: %r", error)
+
+    thread = threading.Thread(target=run, daemon=True, name="asks-airflow")
+    thread.start()
+    thread.join(timeout)
+    return results[0] if results else None
+
+
+def _ask_api(ti: Any) -> str:
+    """Airflow 3: through the process that supervises this one."""
+    index = getattr(ti, "map_index", None)
+    states = ti.get_task_states(
+        dag_id=ti.dag_id,
+        task_ids=[ti.task_id],
+        run_ids=[ti.run_id],
+        map_index=-1 if index is None else index,
+    )
+    found = list(states.get(ti.run_id, {}).values())
+    return _word(found[0]) if found else GONE
+
+
+def _ask_database(ti: Any) -> str:
+    """Airflow 2: in its metadata database, with a session of this thread."""
+    return _word(ti.current_state())
+
+
+def _word(state: Any) -> str:
+    return "no status" if state is None else str(getattr(state, "value", state))

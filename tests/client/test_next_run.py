@@ -1,0 +1,188 @@
+"""Making way for a workflow's next run, in simulated time: limits hold, no living executor is disturbed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.conversations import Ask, Conversation, Note, Pause, limited
+from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
+    ResumeTimeout,
+    ServerFailure,
+    ServerUnreachable,
+)
+from airflow_jobmon_provider.client.ownership import ask_until, make_ready, stop_run
+from airflow_jobmon_provider.client.protocol import Call
+from airflow_jobmon_provider.client.statuses import RunStatus
+from tests.client.simulation import Simulation
+
+NO_REPLY = ServerUnreachable("GET http://jobmon: no reply within 20 s")
+
+
+class Workflow:
+    """A workflow on a simulated server, whose run takes these statuses, each for so many seconds."""
+
+    def __init__(self, *life: tuple[str, float], signals: bool = True) -> None:
+        self.life = life
+        self.signals = signals
+        self.resets = 0
+        self.signalled_at: float | None = None
+
+    def status(self, now: float) -> str:
+        if self.signalled_at is not None:
+            return "C" if now < self.signalled_at + 5 else "T"
+        end = 1000.0
+        for status, seconds in self.life:
+            end += seconds
+            if now < end:
+                return status
+        return self.life[-1][0]
+
+    def __call__(self, call: Call[Any], now: float) -> Any:
+        status = self.status(now)
+        if call.route.endswith("/update_status"):
+            return {"status": "A" if status == "L" else status}
+        if call.route.endswith("/set_resume"):
+            if status in "BR":
+                self.signalled_at = now
+            return {}
+        if call.route.endswith("/is_resumable"):
+            return {"workflow_is_resumable": status not in "LBRCH"}
+        if call.route.startswith("/workflow_details_viz"):
+            return [{"wf_status": {"E": "F", "T": "H", "B": "Q"}.get(status, status), "wf_name": "x"}]
+        assert call.route.endswith("/set_resume_state")
+        self.resets += 1
+        return {}
+
+
+def stop(workflow: Any, timeout: float) -> tuple[RunStatus | None, Simulation]:
+    simulation = Simulation(workflow)
+    return simulation.run(stop_run(5, 7, timeout=timeout, clock=simulation.clock)), simulation
+
+
+@pytest.mark.parametrize(
+    "life", [[("B", 1e9)], [("I", 40), ("R", 1e9)], [("I", 40), ("O", 300), ("R", 1e9)]], ids=["B", "I", "O"]
+)
+def test_a_run_is_told_to_stop_until_it_has_ended(life: list[tuple[str, float]]) -> None:
+    status, simulation = stop(Workflow(*life), 600)
+    assert status is RunStatus.TERMINATED
+    assert simulation.now < 1000 + sum(seconds for _, seconds in life if seconds < 1e9) + 20
+
+
+def test_a_run_that_does_not_end_is_told_with_its_status() -> None:
+    status, simulation = stop(Workflow(("O", 1e9)), 60)
+    assert status is RunStatus.LAUNCHED
+    assert 1060 <= simulation.now < 1090
+
+
+def test_a_run_that_is_out_of_reach_has_no_status() -> None:
+    status, simulation = stop(lambda *_: NO_REPLY, 60)
+    assert status is None
+    assert simulation.now < 1090
+
+
+def ready(workflow: Workflow, patience: float, timeout: float = 600) -> Simulation:
+    simulation = Simulation(workflow)
+    simulation.run(make_ready(7, patience=patience, timeout=timeout, clock=simulation.clock))
+    return simulation
+
+
+def test_tasks_are_reset_at_once_where_no_run_is_alive() -> None:
+    workflow = Workflow(("E", 1e9))
+    assert ready(workflow, 0).now == 1000
+    assert workflow.resets == 1
+
+
+@pytest.mark.parametrize("status", ["I", "O"])
+def test_tasks_are_not_reset_under_an_executor_that_is_starting(status: str) -> None:
+    workflow = Workflow((status, 1e9))
+    with pytest.raises(
+        ResumeTimeout, match="within 30 s: a run of it is still alive, whose executor is start"
+    ):
+        ready(workflow, 30)
+    assert workflow.resets == 0
+
+
+def test_the_end_of_a_run_whose_executor_is_starting_is_waited_for() -> None:
+    workflow = Workflow(("O", 30), ("R", 60), ("E", 1e9))
+    assert 1090 <= ready(workflow, 600).now < 1100
+    assert workflow.resets == 1
+
+
+def test_a_call_is_asked_again_through_an_outage_and_no_longer_than_the_limit() -> None:
+    def back_after(seconds: float) -> Callable[[Call[Any], float], Any]:
+        return lambda _, now: {"status": "R"} if now >= 1000 + seconds else NO_REPLY
+
+    simulation = Simulation(back_after(50))
+    asking = ask_until(protocol.peek_status(5), timeout=60, clock=simulation.clock)
+    assert simulation.run(asking) is RunStatus.RUNNING
+    assert len(simulation.warnings) == 1
+
+    simulation = Simulation(back_after(100))
+    with pytest.raises(ServerUnreachable, match="no reply"):
+        simulation.run(ask_until(protocol.peek_status(5), timeout=60, clock=simulation.clock))
+    assert simulation.now == pytest.approx(1060, abs=1)
+
+
+def test_a_server_that_is_silent_gets_no_longer_than_what_is_left() -> None:
+    conversation = ask_until(protocol.peek_status(5), timeout=7, clock=lambda: 1000.0)
+    step = next(conversation)
+    assert isinstance(step, Ask)
+    assert step.timeout == 7
+
+
+@pytest.mark.parametrize(("processed", "asked"), [(True, 1), (False, 2)])
+def test_a_costly_call_is_not_sent_again_while_it_may_be_at_work(processed: bool, asked: int) -> None:
+    call = dataclasses.replace(protocol.set_resume_state(7, True), costly=True)
+    replies: list[Any] = [ServerFailure("423", processed=processed), {}]
+    simulation = Simulation(lambda *_: replies.pop(0))
+    asking = ask_until(call, timeout=60, clock=simulation.clock)
+    if processed:
+        with pytest.raises(ServerFailure):
+            simulation.run(asking)
+    else:
+        simulation.run(asking)
+    assert len(simulation.asked) == asked
+
+
+def endless(failures: list[JobmonError]) -> Conversation[str]:
+    while True:
+        yield Pause(4)
+        yield Note(10, "asking")
+        try:
+            reply: RunStatus = yield Ask(protocol.peek_status(5), timeout=3)
+        except JobmonError as error:
+            failures.append(error)
+        else:
+            if reply is RunStatus.DONE:
+                return "done"
+
+
+def test_a_limit_ends_what_has_none_of_its_own() -> None:
+    failures: list[JobmonError] = []
+    simulation = Simulation(lambda *_: NO_REPLY)
+    with pytest.raises(ServerUnreachable, match="no time is left"):
+        simulation.run(limited(endless(failures), 10, clock=simulation.clock))
+    assert simulation.now == 1010
+    assert failures == [NO_REPLY] * 2
+
+
+@pytest.mark.parametrize("limit", [10, None])
+def test_a_limit_changes_nothing_where_the_end_comes_first(limit: float | None) -> None:
+    simulation = Simulation(lambda *_: {"status": "D"})
+    assert simulation.run(limited(endless([]), limit, clock=simulation.clock)) == "done"
+
+
+def test_a_limit_is_the_longest_time_for_an_answer() -> None:
+    def ask() -> Conversation[None]:
+        yield Ask(protocol.peek_status(5))
+        yield Ask(protocol.peek_status(5), timeout=3)
+
+    conversation = limited(ask(), 10, clock=lambda: 1000.0)
+    assert next(conversation).timeout == 10  # type: ignore[union-attr]
+    assert conversation.send(None).timeout == 3  # type: ignore[union-attr]
