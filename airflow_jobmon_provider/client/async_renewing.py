@@ -109,13 +109,13 @@ class RenewingAsyncRequester(AsyncRequester):
     async def _look_again(self, used: AsyncRequester) -> None:
         """See now and then in an outage whether it is the settings that are out of date."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked < LOOK_AGAIN_AFTER or self._renewing.locked():
+        busy = self._renewing.locked() or self._transport is not used
+        if busy or now - self._looked < LOOK_AGAIN_AFTER:
             return
         async with self._renewing:
             self._looked = now
-            if self._transport is used:
-                with contextlib.suppress(ServerFailure):
-                    await self._change_to(await self._renew(used.settings, refused=False))
+            with contextlib.suppress(ServerFailure):
+                await self._change_to(await self._renew(used.settings, refused=False))
 
     async def _change_to(self, settings: Settings | None) -> bool:
         if settings is None:

@@ -712,5 +712,6 @@ def test_events_are_plain_json(sandbox: JobmonSandbox) -> None:
     playing = in_the_background(lambda: move(sandbox, workflow_id, "BIORD"))
     (event,) = run_task(create(workflow_id, deferrable=True)).events
     playing.join()
-    assert set(event) == {"status", "workflow_run_id", "workflow_run_status", "message"}
+    ids = {"workflow_id", "workflow_run_id", "server"}
+    assert set(event) == {"status", "workflow_run_status", "message", *ids}
     assert json.loads(json.dumps(event)) == event
