@@ -557,7 +557,7 @@ class _Watch:
     """When an executor was first seen to have the run and not to have begun."""
     noted: RunStatus | None = field(init=False, default=None)
     """Status that was said last."""
-    unknown: set[str] = field(init=False, default_factory=set)
+    unknown: tuple[str, ...] = field(init=False, default=())
     """Statuses that this version does not know, and that were warned of."""
     warned_of_start: bool = field(init=False, default=False)
     call: Call[RunStatus] | None = field(init=False, default=None)
@@ -682,7 +682,7 @@ class _Watch:
             if seen.is_known or seen.value in self.unknown:
                 yield Note(logging.INFO, text)
             else:
-                self.unknown.add(seen.value)
+                self.unknown += (seen.value,)
                 yield Note(logging.WARNING, f"{text}; watching on")
 
     def _warn_of_a_slow_start(self) -> Conversation[None]:
