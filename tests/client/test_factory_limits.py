@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from airflow_jobmon_provider.client.exceptions import ServerUnreachable, WorkflowBusy
+from airflow_jobmon_provider.client.exceptions import RouteNotSupported, ServerUnreachable, WorkflowBusy
 from airflow_jobmon_provider.client.requester import Requester
 from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
 from dev.jobmon_sandbox import JobmonSandbox
@@ -55,3 +55,28 @@ def test_resources_of_a_workflow_that_runs_are_left_alone(sandbox: JobmonSandbox
     with pytest.raises(WorkflowBusy, match="a run of it is alive"):
         WorkflowRunFactory(workflow.workflow_id, requester).increase_resources()
     assert not sandbox.requests(f"/workflow/{workflow.workflow_id}/increase_resources")
+
+
+def test_a_signal_alone_waits_for_nothing(sandbox: JobmonSandbox) -> None:
+    workflow = sandbox.make_workflow_in("R")
+    requester = Requester(f"{sandbox.url}/api/v2", retries_timeout=0)
+    WorkflowRunFactory(workflow.workflow_id, requester).signal_resume(reset_running_jobs=False)
+    assert sandbox.run_status(workflow.workflow_run_id or 0) == "H"
+
+
+def test_a_forced_clean_up_of_a_workflow_at_rest_signals_nothing(sandbox: JobmonSandbox) -> None:
+    workflow_id = sandbox.make_workflow_in("E").workflow_id
+    factory = WorkflowRunFactory(workflow_id, Requester(f"{sandbox.url}/api/v3", retries_timeout=0))
+    factory.set_workflow_resume(force_cleanup=True)
+    assert factory.workflow_is_resumable
+    assert not sandbox.requests(f"/workflow/{workflow_id}/set_resume")
+
+
+def test_resources_of_a_workflow_at_rest_are_raised_where_the_server_can(sandbox: JobmonSandbox) -> None:
+    workflow_id = sandbox.make_workflow_in("E").workflow_id
+    factory = WorkflowRunFactory(workflow_id, Requester(f"{sandbox.url}/api/v3", retries_timeout=0))
+    factory.check_increase_resources()
+    assert factory.increase_resources() == 0
+    older = WorkflowRunFactory(workflow_id, Requester(f"{sandbox.url}/api/v2", retries_timeout=0))
+    with pytest.raises(RouteNotSupported, match="cannot raise the resources"):
+        older.check_increase_resources()
