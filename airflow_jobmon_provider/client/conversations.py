@@ -227,7 +227,8 @@ def try_again(
                 raise
             pause = max(min(pause, left), _SHORTEST_PAUSE)  # the last try is at the limit
             problem = error
-        yield Note(logging.WARNING, f"{problem}; trying again in {pause:.1f} s")
+        level = logging.WARNING if failures == 1 else logging.DEBUG  # one warning an outage (rule 3)
+        yield Note(level, f"{problem}; trying again in {pause:.1f} s, for {left:.0f} s at most")
         yield Pause(pause)
 
 

@@ -23,6 +23,12 @@ SHORTEST_PROGRESS_PAUSE = 60.0
 LONGEST_PROGRESS_PAUSE = 600.0
 LONGEST_COSTLY_PAUSE = 3600.0
 
+COUNT_TIMEOUT = 60.0
+"""Seconds for a count during a watch: the run's own status waits for it, which a server tells at once."""
+
+EXPLANATION_TIMEOUT = 120.0
+"""Seconds for each request about why a run ended badly: a worker waits for it."""
+
 _TASKS_A_SECOND = 1000 / 60
 _SHARE_OF_THE_SERVER = 1 / 200
 
@@ -92,7 +98,7 @@ class ProgressWatch:
         asked = self._clock()
         settled = True
         try:
-            counts: TaskCounts = yield Ask(protocol.task_counts(self._workflow_id))
+            counts: TaskCounts = yield Ask(protocol.task_counts(self._workflow_id), COUNT_TIMEOUT)
         except JobmonError as error:
             if not self._told:
                 self._told = True
@@ -151,7 +157,7 @@ def explain_failure(workflow_id: int, *, limit: int = 5, lines: int = 10) -> Con
 
 def _try(call: Call[T]) -> Conversation[T | None]:
     try:
-        reply: T = yield Ask(call)
+        reply: T = yield Ask(call, EXPLANATION_TIMEOUT)
     except JobmonError as error:
         yield Note(logging.INFO, f"no further details: {error}")
         return None

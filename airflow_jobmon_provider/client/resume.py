@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from airflow_jobmon_provider.client import decisions, protocol
+from airflow_jobmon_provider.client.compatibility import check_server_version
 from airflow_jobmon_provider.client.conversations import (
     Clock,
     Conversation,
@@ -63,13 +64,15 @@ def begin_resume(
     :param retries: for each request.
     :param clock: monotonic seconds.
     :raises WorkflowNotFound: there is no such workflow; nothing was changed.
-    :raises RouteNotSupported: the server cannot do what is asked for; nothing was changed.
+    :raises RouteNotSupported: the server cannot do what is asked for, or is too old (``ServerTooOld``);
+        nothing was changed.
     :raises JobmonError: the server said no, or did not answer, also not in the end.
     """
     details = yield from ask_again(protocol.workflow_details(workflow_id), retries, clock)
     before = None if details is None else details.status
     if before == WorkflowStatus.DONE:
         return Begun(details, at_rest=True)
+    yield from check_server_version(details, retries, clock)
     if increase_resources:
         yield from check_increase_resources(workflow_id, retries, clock)
     try:
@@ -91,7 +94,7 @@ def begin_resume(
 def check_increase_resources(workflow_id: int, retries: Retries, clock: Clock) -> Conversation[None]:
     """Make sure that the server can raise resources; changes nothing.
 
-    :raises RouteNotSupported: it cannot (before 3.7).
+    :raises RouteNotSupported: it cannot (before 3.6).
     """
     try:
         yield from ask_again(protocol.probe_increase_resources(workflow_id), retries, clock)

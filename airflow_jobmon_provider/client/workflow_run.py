@@ -162,7 +162,7 @@ class WorkflowRunFactory:
     def check_increase_resources(self) -> None:
         """Make sure that the server can do what :meth:`increase_resources` asks for; changes nothing.
 
-        :raises RouteNotSupported: the server cannot do it (before 3.7).
+        :raises RouteNotSupported: the server cannot do it (before 3.6).
         """
         checking = check_increase_resources(self.workflow_id, self._retries(), time.monotonic)
         converse(self.requester, checking, log=logger)
@@ -175,7 +175,7 @@ class WorkflowRunFactory:
 
         :returns: how many tasks were raised.
         :raises WorkflowBusy: a run of the workflow is alive; nothing was changed.
-        :raises RouteNotSupported: the server cannot do it (before 3.7).
+        :raises RouteNotSupported: the server cannot do it (before 3.6).
         :raises WorkflowNotFound: there is no such workflow.
         """
         if not ask(self.requester, protocol.is_resumable(self.workflow_id)).resumable:

@@ -78,7 +78,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
     :param force_cleanup: clean task instances in KILL_SELF up instead of waiting for their workers, for jobs
         that were ended from outside (scancel, node failure). Needs Jobmon 3.7. Default False.
     :param increase_resources: raise the resources of tasks that failed for lack of them, by the tasks' own
-        ``resource_scales``, before they are reset; once, also where a retry follows. Needs Jobmon 3.7.
+        ``resource_scales``, before they are reset; once, also where a retry follows. Needs Jobmon 3.6.
         Default False.
     :param if_done: what to do about a workflow that is DONE: ``skip`` the task (default) or ``fail`` it.
     :param deferrable: wait in the triggerer instead of on a worker. Default: ``[operators]
@@ -602,13 +602,18 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     ) -> int:
         import getpass
 
+        from airflow_jobmon_provider.client.compatibility import check_server_version
+        from airflow_jobmon_provider.client.conversations import Retries, in_time
         from airflow_jobmon_provider.client.ownership import create_run
 
+        end = time.monotonic() + timeout
+        checking = check_server_version(None, Retries(timeout, math.inf), time.monotonic)
+        self._converse(hook, in_time(checking, timeout, time.monotonic))
         creating = create_run(
             workflow_id,
             user=getpass.getuser(),
             good_for=good_for,
-            timeout=timeout,
+            timeout=max(end - time.monotonic(), 0.0),
             perhaps_lost=perhaps_lost,  # by a try that died before anybody learned of its run
             clock=time.monotonic,
         )
@@ -728,7 +733,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             )
         with self._waiting():
             if not self.deferrable:
-                watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive))
+                watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive), status)
                 return hook.converse(watch, log=self.log)
             trigger = self._trigger(own, interval, buffer)
         return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
@@ -754,7 +759,13 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         )
 
     def _watch(
-        self, workflow_id: int, run: int, interval: float, buffer: float, keep_alive: KeepAlive
+        self,
+        workflow_id: int,
+        run: int,
+        interval: float,
+        buffer: float,
+        keep_alive: KeepAlive,
+        status: RunStatus | None = None,
     ) -> Conversation[RunEnd]:
         from airflow_jobmon_provider.client.conversations import watch_run
         from airflow_jobmon_provider.client.follow import ProgressWatch
@@ -769,7 +780,9 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             clock=time.monotonic,
             handoff_timeout=max(self.handoff_timeout - age, 0.0),
             startup_timeout=self.startup_timeout,
+            owned=True,
             age=age,
+            status=status,
             progress=ProgressWatch(workflow_id, time.monotonic, age=age),
         )
 
@@ -792,7 +805,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
         execution = self._execution
         assert execution is not None
-        watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive))
+        linking = RunStatus.LINKING  # else there would be no executor of ours
+        watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive), linking)
         try:
             end = hook.converse(watch, log=self.log, sleep=execution.wait)
         except ExecutorEnded:
@@ -801,7 +815,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             if status is not None and status.is_terminal:
                 end = ended(run, status)
             else:
-                watch = self._watch(workflow_id, run, interval, buffer, keep_alive)
+                watch = self._watch(workflow_id, run, interval, buffer, keep_alive, status)
                 end = hook.converse(watch, log=self.log)
         execution.stop(_EXECUTOR_GRACE)
         others = execution.exit_code == Exit.NOT_TAKEN  # then how our executor ended says nothing of the run

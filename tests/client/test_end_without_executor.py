@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from airflow_jobmon_provider.client.decisions import COMMIT_PATIENCE
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.ownership import end_without_executor
 from airflow_jobmon_provider.client.statuses import RunStatus
@@ -36,4 +37,4 @@ def test_a_run_that_stays_unknown_does_not_exist() -> None:
     sim = Simulation(RunOfADeadExecutor("L", *faults))
     with pytest.raises(WorkflowRunNotFound):
         sim.run(end_without_executor(5, clock=sim.clock))
-    assert sim.now - 1000 < 10
+    assert COMMIT_PATIENCE <= sim.now - 1000 < 2 * COMMIT_PATIENCE

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from airflow_jobmon_provider.client import protocol
-from airflow_jobmon_provider.client.conversations import Ask, Conversation, Note, Pause, limited
+from airflow_jobmon_provider.client.conversations import (
+    LAST_LOOK,
+    Ask,
+    Conversation,
+    Pause,
+    ask_until,
+    in_time,
+)
 from airflow_jobmon_provider.client.exceptions import (
-    JobmonError,
     ResumeTimeout,
     ServerFailure,
     ServerUnreachable,
 )
-from airflow_jobmon_provider.client.ownership import ask_until, make_ready, stop_run
+from airflow_jobmon_provider.client.ownership import make_ready, stop_run
 from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.statuses import RunStatus
 from tests.client.simulation import Simulation
@@ -102,7 +109,7 @@ def test_tasks_are_reset_at_once_where_no_run_is_alive() -> None:
 def test_tasks_are_not_reset_under_an_executor_that_is_starting(status: str) -> None:
     workflow = Workflow((status, 1e9))
     with pytest.raises(
-        ResumeTimeout, match="within 30 s: a run of it is still alive, whose executor is start"
+        ResumeTimeout, match=r"within 30\.0 s: an executor has taken a run of it and not begun"
     ):
         ready(workflow, 30)
     assert workflow.resets == 0
@@ -119,18 +126,18 @@ def test_a_call_is_asked_again_through_an_outage_and_no_longer_than_the_limit() 
         return lambda _, now: {"status": "R"} if now >= 1000 + seconds else NO_REPLY
 
     simulation = Simulation(back_after(50))
-    asking = ask_until(protocol.peek_status(5), timeout=60, clock=simulation.clock)
+    asking = ask_until(protocol.peek_status(5), 60, simulation.clock)
     assert simulation.run(asking) is RunStatus.RUNNING
     assert len(simulation.warnings) == 1
 
     simulation = Simulation(back_after(100))
     with pytest.raises(ServerUnreachable, match="no reply"):
-        simulation.run(ask_until(protocol.peek_status(5), timeout=60, clock=simulation.clock))
+        simulation.run(ask_until(protocol.peek_status(5), 60, simulation.clock))
     assert simulation.now == pytest.approx(1060, abs=1)
 
 
 def test_a_server_that_is_silent_gets_no_longer_than_what_is_left() -> None:
-    conversation = ask_until(protocol.peek_status(5), timeout=7, clock=lambda: 1000.0)
+    conversation = ask_until(protocol.peek_status(5), 7, lambda: 1000.0)
     step = next(conversation)
     assert isinstance(step, Ask)
     assert step.timeout == 7
@@ -141,7 +148,7 @@ def test_a_costly_call_is_not_sent_again_while_it_may_be_at_work(processed: bool
     call = dataclasses.replace(protocol.set_resume_state(7, True), costly=True)
     replies: list[Any] = [ServerFailure("423", processed=processed), {}]
     simulation = Simulation(lambda *_: replies.pop(0))
-    asking = ask_until(call, timeout=60, clock=simulation.clock)
+    asking = ask_until(call, 60, simulation.clock)
     if processed:
         with pytest.raises(ServerFailure):
             simulation.run(asking)
@@ -150,39 +157,30 @@ def test_a_costly_call_is_not_sent_again_while_it_may_be_at_work(processed: bool
     assert len(simulation.asked) == asked
 
 
-def endless(failures: list[JobmonError]) -> Conversation[str]:
-    while True:
-        yield Pause(4)
-        yield Note(10, "asking")
-        try:
-            reply: RunStatus = yield Ask(protocol.peek_status(5), timeout=3)
-        except JobmonError as error:
-            failures.append(error)
-        else:
-            if reply is RunStatus.DONE:
-                return "done"
-
-
-def test_a_limit_ends_what_has_none_of_its_own() -> None:
-    failures: list[JobmonError] = []
-    simulation = Simulation(lambda *_: NO_REPLY)
-    with pytest.raises(ServerUnreachable, match="no time is left"):
-        simulation.run(limited(endless(failures), 10, clock=simulation.clock))
-    assert simulation.now == 1010
-    assert failures == [NO_REPLY] * 2
-
-
-@pytest.mark.parametrize("limit", [10, None])
-def test_a_limit_changes_nothing_where_the_end_comes_first(limit: float | None) -> None:
-    simulation = Simulation(lambda *_: {"status": "D"})
-    assert simulation.run(limited(endless([]), limit, clock=simulation.clock)) == "done"
-
-
 def test_a_limit_is_the_longest_time_for_an_answer() -> None:
-    def ask() -> Conversation[None]:
+    def ask() -> Conversation[list[str]]:
+        yield Pause(4)
         yield Ask(protocol.peek_status(5))
         yield Ask(protocol.peek_status(5), timeout=3)
+        with pytest.raises(ServerUnreachable, match="the time is over"):
+            yield Ask(protocol.peek_status(5))
+        return ["done"]
 
-    conversation = limited(ask(), 10, clock=lambda: 1000.0)
-    assert next(conversation).timeout == 10  # type: ignore[union-attr]
+    now = [1000.0]
+    conversation = in_time(ask(), 10, lambda: now[0], at_least=0)
+    assert next(conversation) == Pause(4)
+    now[0] += 4
+    assert conversation.send(None).timeout == 6  # type: ignore[union-attr]
     assert conversation.send(None).timeout == 3  # type: ignore[union-attr]
+    now[0] += 6
+    with pytest.raises(StopIteration) as end:
+        conversation.send(None)
+    assert end.value.value == ["done"]
+
+
+def test_a_late_request_has_a_second_and_no_limit_changes_nothing() -> None:
+    def ask() -> Conversation[None]:
+        yield Ask(protocol.peek_status(5))
+
+    assert next(in_time(ask(), 0, lambda: 1000.0)).timeout == LAST_LOOK  # type: ignore[union-attr]
+    assert next(in_time(ask(), math.inf, lambda: 1000.0)).timeout is None  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ Their replies are derived from the source of Jobmon 3.2.4 (no prefix) and 3.3.1 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.compatibility import check_server_version
+from airflow_jobmon_provider.client.conversations import Retries
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     JobmonError,
@@ -20,7 +22,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerTooOld,
     UnreadableReply,
 )
-from airflow_jobmon_provider.client.requester import Requester, ask
+from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.contract.test_replies import recorded
@@ -41,6 +43,10 @@ FLASK_ROW = {
 Stub = Callable[..., StubServer]
 
 
+def check(requester: Requester, details: protocol.WorkflowDetails | None = None) -> None:
+    converse(requester, check_server_version(details, Retries(0, 1), time.monotonic))
+
+
 @pytest.mark.parametrize(
     "not_there", [NOT_THERE, Reply(404, {"detail": "Not Found"}), Reply(404, b"<h1>no</h1>")]
 )
@@ -49,7 +55,7 @@ def test_a_server_without_api_version_is_too_old_and_nothing_was_changed(
 ) -> None:
     server = stub(not_there, HEALTHY)
     with pytest.raises(ServerTooOld) as caught:
-        check_server_version(Requester(server.url))
+        check(Requester(server.url))
     line = str(caught.value)
     assert line == (
         f"this Jobmon server ({server.url}) cannot tell its API's version, so it is older than 3.4, the"
@@ -63,7 +69,7 @@ def test_a_server_without_api_version_is_too_old_and_nothing_was_changed(
 )
 def test_a_wrong_prefix_is_not_taken_for_an_old_server(stub: Stub, not_there: Reply) -> None:
     with pytest.raises(InvalidRequest, match="check the address and the route prefix") as caught:
-        check_server_version(Requester(stub(not_there).url))
+        check(Requester(stub(not_there).url))
     assert not isinstance(caught.value, RouteNotSupported)
 
 
@@ -71,7 +77,7 @@ def test_a_server_that_this_client_knows_costs_one_request(
     sandbox: JobmonSandbox, requester: Requester, prefix: str
 ) -> None:
     before = len(sandbox.requests())
-    check_server_version(requester)
+    check(requester)
     assert [request.path for request in sandbox.requests()[before:]] == [f"{prefix}/api_version"]
 
 
@@ -81,7 +87,7 @@ def test_a_server_whose_reply_has_shown_its_age_costs_none(
     details = ask(requester, protocol.workflow_details(sandbox.make_workflow_in("E").workflow_id))
     assert details is not None
     before = len(sandbox.requests())
-    check_server_version(requester, details)
+    check(requester, details)
     assert len(sandbox.requests()) == before
 
 
@@ -89,7 +95,7 @@ def test_a_reply_that_does_not_show_the_servers_age_is_not_relied_on(stub: Stub)
     details = protocol.workflow_details(7).read([{"wf_status": "F", "wf_name": "fit"}])
     assert details is not None
     with pytest.raises(ServerTooOld):
-        check_server_version(Requester(stub(NOT_THERE, HEALTHY).url), details)
+        check(Requester(stub(NOT_THERE, HEALTHY).url), details)
 
 
 @pytest.mark.parametrize("row", [FLASK_ROW, FLASK_ROW | {"wfr_jobmon_version": "3.3.1"}], ids=["3.2", "3.3"])
@@ -104,7 +110,7 @@ def test_the_details_of_an_old_server_tell_its_age_at_no_cost(stub: Stub, row: d
 
 def test_a_login_that_is_wanted_is_not_taken_for_an_old_server(stub: Stub) -> None:
     with pytest.raises(NotAuthorized, match="JOBMON__AUTH__ENABLED=false"):
-        check_server_version(Requester(stub(Reply(403, {"detail": "Unauthorized"})).url))
+        check(Requester(stub(Reply(403, {"detail": "Unauthorized"})).url))
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_connection_that_names_another_server_by_now_gets_no_signal(
     connection(other.url)
     task.on_kill()
     assert other.requests == []
-    assert "could not be stopped: connection 'jobmon_default' names" in logged()
+    assert "could not be stopped: connection 'jobmon_default' now names" in logged()
 
 
 # --- signals, as Airflow sends them -------------------------------------------------------------------------

@@ -55,9 +55,9 @@ Make = Callable[..., BaseTrigger]
 both = pytest.mark.parametrize("make", [resumable, heartbeat])
 
 
-def answers(make: Make) -> dict[str, Any]:
-    """What a server says when all is over."""
-    return {"workflow_is_resumable": True} if make is resumable else {"status": "D"}
+def answers(make: Make) -> list[Any]:
+    """What a server says, one request after the other, when all is over."""
+    return [{"workflow_is_resumable": True}, []] if make is resumable else [{"status": "D"}]
 
 
 def ids(make: Make) -> dict[str, Any]:
@@ -78,7 +78,7 @@ async def test_a_hiccup_of_airflow_is_outlived(
     logged: Callable[[], str],
 ) -> None:
     """Airflow 3 swallows what its API, database or secrets backend raised, and says "not defined"."""
-    server, other = stub(answers(make)), stub(answers(make))
+    server, other = stub(*answers(make)), stub(*answers(make))
     where = f"{server.url}/api/v2"
     if stranger:
         monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", other.url)
@@ -139,7 +139,7 @@ async def test_every_deadline_holds_meanwhile(
 async def test_a_deadline_that_is_over_leaves_time_for_one_reading(
     connection: Callable[..., None], stub: Callable[..., StubServer]
 ) -> None:
-    connection(stub(answers(resumable)).url)
+    connection(stub(*answers(resumable)).url)
     assert (await fire(resumable(deadline=1.0)))["status"] == "success"
 
 
@@ -148,14 +148,14 @@ async def test_a_hand_off_that_was_over_before_is_no_limit_of_the_reading(
 ) -> None:
     """The executor has had the run for days when the triggerer is restarted."""
     monkeypatch.setattr(trigger_module, "_FIRST_READING", 0.0)
-    connection(stub(answers(heartbeat)).url)
+    connection(stub(*answers(heartbeat)).url)
     assert (await fire(heartbeat(handoff_deadline=1.0)))["status"] == "success"
 
 
 async def test_garbage_from_airflow_is_a_hiccup_too(
     connection: Callable[..., None], stub: Callable[..., StubServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection(stub(answers(resumable)).url)
+    connection(stub(*answers(resumable)).url)
     read = JobmonHook._aread
     failures = [ValueError("Expecting value: line 1"), PermissionError("denied")]
 
@@ -215,7 +215,7 @@ async def test_a_transport_that_cannot_be_imported_is_final_at_once(
 async def test_nothing_is_sent_to_another_server(
     make: Make, connection: Callable[..., None], stub: Callable[..., StubServer]
 ) -> None:
-    other = stub(answers(make))
+    other = stub(*answers(make))
     connection(other.url)
     event = await fire(make(server="http://dev.example/api/v2"))
     assert event["status"] == "error"
@@ -228,7 +228,7 @@ async def test_nothing_is_sent_to_another_server(
 async def test_another_spelling_is_the_same_server(
     make: Make, connection: Callable[..., None], stub: Callable[..., StubServer]
 ) -> None:
-    server = stub(answers(make))
+    server = stub(*answers(make))
     connection(server.url)
     assert (await fire(make(server=f"{server.url}/api/v2/".replace("http", "HTTP"))))["status"] == "success"
 
@@ -237,7 +237,7 @@ async def test_another_spelling_is_the_same_server(
 async def test_a_deferral_from_before_says_in_its_event_where_it_was(
     make: Make, connection: Callable[..., None], stub: Callable[..., StubServer]
 ) -> None:
-    server = stub(answers(make))
+    server = stub(*answers(make))
     connection(server.url)
     kwargs = make().serialize()[1]
     assert kwargs.pop("server") is None
