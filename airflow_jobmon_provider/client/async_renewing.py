@@ -1,6 +1,6 @@
 """The asyncio transport that goes on with other settings when the server refuses those it has.
 
-Whoever waits in asyncio waits for days: a token is rotated meanwhile, a CA renewed, a server moved.
+A trigger waits for days: a token is rotated meanwhile, or a CA renewed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
-from airflow_jobmon_provider.client.exceptions import REFUSALS, ServerFailure, ServerUnreachable
+from airflow_jobmon_provider.client.exceptions import (
+    REFUSALS,
+    JobmonError,
+    ServerFailure,
+    ServerUnreachable,
+)
 from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.settings import Settings
 
@@ -114,7 +119,8 @@ class RenewingAsyncRequester(AsyncRequester):
             return
         async with self._renewing:
             self._looked = now
-            with contextlib.suppress(ServerFailure):
+            # Those in use were not refused: what is wrong with the new ones may be so for a moment only.
+            with contextlib.suppress(JobmonError):
                 await self._change_to(await self._renew(used.settings, refused=False))
 
     async def _change_to(self, settings: Settings | None) -> bool:

@@ -852,7 +852,8 @@ def _given_up(workflow_run_id: int, elapsed: float, *, by_deadline: bool) -> Run
 def _not_aborted(workflow_run_id: int, elapsed: float, window: float, error: JobmonError | None) -> str:
     return (
         f"workflow run {workflow_run_id} was not seen to be taken by an executor within {elapsed:.0f} s, and"
-        f" could not be aborted: {error or 'refused'}. Its heartbeat runs out by itself within {window:.0f} s"
+        f" could not be aborted: {error or 'refused'}. If none has it, its heartbeat runs out"
+        f" by itself within {window:.0f} s"
     )
 
 

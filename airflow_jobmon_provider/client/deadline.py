@@ -129,17 +129,19 @@ def _connect(infos: list[lookups.AddressInfo], end: float, options: Any) -> sock
     :raises OSError: none of them did; the last one's.
     """
     failure = OSError()
-    for family, kind, proto, _, address in infos:
+    for tried, (family, kind, proto, _, address) in enumerate(infos):
         sock = socket.socket(family, kind, proto)
         try:
             for option in options:
                 sock.setsockopt(*option)
-            sock.settimeout(_rest(end))
+            # One that never answers leaves time for the others.
+            sock.settimeout(_rest(end) / (len(infos) - tried))
             sock.connect(address)
         except OSError as error:
             failure = error
             sock.close()
         else:
+            sock.settimeout(_rest(end))
             return sock
     raise failure
 

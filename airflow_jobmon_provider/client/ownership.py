@@ -34,7 +34,8 @@ from airflow_jobmon_provider.client.statuses import RunStatus
 
 T = TypeVar("T")
 
-_OVERDUE_PATIENCE = 5.0
+_OVERDUE_PATIENCE = 5.0  # seconds: a worker goes on trying
+_LAST_CHANCE = 20.0
 
 
 def create_run(
@@ -234,6 +235,7 @@ def give_up_overdue_run(
     workflow_run_id: int,
     *,
     stop_workflow: int | None,
+    last_chance: bool = False,
     clock: Clock,
     uniform: Uniform = random.uniform,
 ) -> Conversation[RunEnd]:
@@ -243,15 +245,21 @@ def give_up_overdue_run(
 
     :param end: how the watch ended. Where the server does not answer, it stays as it is: the watch has tried.
     :param stop_workflow: see :func:`give_up_run`; None: the watch has done what there is to do.
+    :param last_chance: nothing else will try after this: take 20 s instead of 5, and try also where the
+        server did not answer.
     :param clock: monotonic seconds.
     :returns: the end as it is then; it is another one if the run has ended by itself meanwhile. Raises no
         ``JobmonError``.
     """
-    over = end.outcome is RunOutcome.TIMEOUT and end.answered
-    if stop_workflow is None or not over or end.status is None or end.status.is_terminal:
+    over = end.outcome is RunOutcome.TIMEOUT and (last_chance or (end.answered and end.status is not None))
+    if stop_workflow is None or not over or (end.status is not None and end.status.is_terminal):
         return end
     giving_up = give_up_run(
-        workflow_run_id, stop_workflow=stop_workflow, timeout=_OVERDUE_PATIENCE, clock=clock, uniform=uniform
+        workflow_run_id,
+        stop_workflow=stop_workflow,
+        timeout=_LAST_CHANCE if last_chance else _OVERDUE_PATIENCE,
+        clock=clock,
+        uniform=uniform,
     )
     try:
         status = yield from giving_up

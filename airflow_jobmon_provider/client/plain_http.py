@@ -215,7 +215,7 @@ class PlainConnections:
         return response
 
     async def _connect(self, deadline: float) -> _Connection | None:
-        making = self._loop.create_task(self._make())
+        making = self._loop.create_task(self._make(deadline))
         try:
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as the connection is made.
             await asyncio.wait({making}, timeout=deadline - self._loop.time())
@@ -231,22 +231,36 @@ class PlainConnections:
         except OSError:
             return None
 
-    async def _make(self) -> tuple[asyncio.Transport, _Connection]:
+    async def _make(self, deadline: float) -> tuple[asyncio.Transport, _Connection]:
         """Connect to the first of the host's addresses that takes a connection."""
         failure = OSError()
-        for info in await self._look_ups.find(self._host, self._port):
-            target = lookups.target_of(info)
+        infos = await self._look_ups.find(self._host, self._port)
+        for tried, info in enumerate(infos, start=1):
+            reaching = self._loop.create_task(self._reach(info))
+            # One that never answers leaves time for the others.
+            share = (deadline - self._loop.time()) / (len(infos) - tried + 1)
             try:
-                return await self._loop.create_connection(
-                    lambda: _Connection(self._loop),
-                    target.host,
-                    target.port,
-                    ssl=self._tls,
-                    server_hostname=self._host.rstrip(".") if self._tls else None,
-                )
+                await asyncio.wait({reaching}, timeout=share)
+                if reaching.done():
+                    return reaching.result()
+                failure = OSError("timed out")
             except OSError as error:
                 failure = error
+            finally:
+                if not reaching.done():
+                    reaching.add_done_callback(_discard)
+                    reaching.cancel()
         raise failure
+
+    async def _reach(self, info: lookups.AddressInfo) -> tuple[asyncio.Transport, _Connection]:
+        target = lookups.target_of(info)
+        return await self._loop.create_connection(
+            lambda: _Connection(self._loop),
+            target.host,
+            target.port,
+            ssl=self._tls,
+            server_hostname=self._host.rstrip(".") if self._tls else None,
+        )
 
     def _take(self) -> _Connection | None:
         """Return the idle connection that was used last, if it is likely to be open still."""

@@ -220,6 +220,21 @@ def split_address(address: str) -> SplitResult:
     return url
 
 
+def same_server(one: str, other: str) -> bool:
+    """Whether two addresses are of the same server: case of the host, default ports and slashes aside."""
+    return _normalized(one) == _normalized(other)
+
+
+def _normalized(address: str) -> tuple[str, str, int | None, str]:
+    try:
+        url = urlsplit(address.strip())
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    except ValueError:
+        return "", address, None, ""
+    path = "/".join(part for part in url.path.split("/") if part)
+    return url.scheme, (url.hostname or "").rstrip("."), port, path
+
+
 class _JobmonSettings:
     """Looks settings up the way Jobmon does."""
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
@@ -31,6 +30,7 @@ from airflow_jobmon_provider.client.settings import (
     basic_authorization,
     heartbeat_defaults,
     join_prefix,
+    same_server,
     split_address,
 )
 from airflow_jobmon_provider.client.statuses import RunStatus
@@ -387,21 +387,6 @@ class JobmonHook(BaseHook):
             )
             for name, spec in CONNECTION_FIELDS.items()
         }
-
-
-def same_server(one: str, other: str) -> bool:
-    """Whether two addresses are of the same server: case of the host, default ports and slashes aside."""
-    return _normalized(one) == _normalized(other)
-
-
-def _normalized(address: str) -> tuple[str, str, int | None, str]:
-    try:
-        url = urlsplit(address.strip())
-        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
-    except ValueError:
-        return "", address, None, ""
-    path = "/".join(part for part in url.path.split("/") if part)
-    return url.scheme, (url.hostname or "").rstrip("."), port, path
 
 
 def _stand_in(conn_id: str) -> JobmonServer:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from airflow_jobmon_provider.client.settings import same_server
 from airflow_jobmon_provider.client.statuses import RunStatus
 from airflow_jobmon_provider.client.validation import positive_id
 
@@ -78,7 +79,7 @@ class RunMemory:
         except ValueError:
             return None
         server = kept.get("server", self.server)  # an older version did not remember it
-        if server != self.server:
+        if not same_server(str(server), self.server):
             self._log.log(
                 logging.WARNING,
                 "An earlier try created workflow run %s on the server %s; the connection names %s now, so"

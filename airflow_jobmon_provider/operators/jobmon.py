@@ -27,6 +27,7 @@ from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.settings import same_server
 from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
@@ -44,8 +45,8 @@ from airflow_jobmon_provider.common import (
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.links import JobmonWorkflowLink
-from airflow_jobmon_provider.operators._airflow import is_ended, state_of, within
 from airflow_jobmon_provider.operators._retry import RunMemory, Step, next_step
+from airflow_jobmon_provider.task_state import is_ended, state_of, within
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -391,7 +392,11 @@ class _RaisedMemory:
 
     def knows(self) -> bool:
         """Whether an earlier try raised them, or may have."""
-        return self._store is not None and self._store.get(self._KEY) == self._raised
+        kept = self._store.get(self._KEY) if self._store is not None else None
+        if not isinstance(kept, dict):
+            return False
+        here = same_server(str(kept.get("server")), str(self._raised["server"]))
+        return here and {**kept, "server": None} == {**self._raised, "server": None}
 
     def remember(self) -> None:
         """Keep for the next try that they are being raised: its reply may be lost."""
@@ -890,8 +895,9 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self._settled = self._settled or has_ended
         context["ti"].xcom_push(key="status", value=event.get("workflow_run_status"))
         if not has_ended:  # gave up on a run that may still be ours
-            timed_out = event["status"] == "timeout" and own.cancel_on_kill
-            self._give_up(own, hook, stop=timed_out)
+            # A hand-off that was not seen in time is no reason to stop an executor that may have the run.
+            over = not self._kept if own.deadline is None else remaining(own.deadline) == 0
+            self._give_up(own, hook, stop=event["status"] == "timeout" and over and own.cancel_on_kill)
             self._settled = True
             raise AirflowException(event["message"])
         from airflow_jobmon_provider.client.follow import count_tasks, explain_failure

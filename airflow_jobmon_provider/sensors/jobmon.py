@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
+    AirflowNotFoundException,
     AirflowSensorTimeout,
     AirflowTaskTimeout,
     BaseSensorOperator,
@@ -57,6 +58,7 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         self.jobmon_conn_id = jobmon_conn_id
         self.deferrable = deferrable
         self._poke_until: float | None = None
+        self._hook: JobmonHook | None = None  # of the first poke: the connection is read once
 
     def execute(self, context: Context) -> Any:
         """Wait; the first look is on the worker, so that nothing is deferred that is over already."""
@@ -94,7 +96,18 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:
         """Look once. A server that does not answer now is asked again at the next poke."""
-        return self._poke(JobmonHook(self.jobmon_conn_id))
+        first = self._hook is None and self._waited(context) < self.poke_interval / 2
+        hook = self._hook or JobmonHook(self.jobmon_conn_id)
+        try:
+            _ = hook.server
+        except AirflowNotFoundException as error:
+            if first:
+                raise
+            # It was there at the first poke: Airflow 3 says so, too, when its API or secrets backend fails.
+            self.log.warning("Connection %s cannot be read now, trying on: %s", self.jobmon_conn_id, error)
+            return False
+        self._hook = hook
+        return self._poke(hook)
 
     def _poke(self, hook: JobmonHook) -> bool:
         with airflow_errors():

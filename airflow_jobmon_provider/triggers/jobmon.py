@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -34,6 +35,7 @@ from airflow_jobmon_provider.common import (
     heartbeat_of,
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
+from airflow_jobmon_provider.task_state import is_ended_while_deferred, state_while_deferred
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
@@ -42,8 +44,11 @@ if TYPE_CHECKING:
 # RunOutcome → status of the event
 _EVENT_STATUS = {"done": "success", "failed": "failed", "handoff_timeout": "timeout", "timeout": "timeout"}
 
+# On Airflow 2, a task that comes back after its execution_timeout ends before any code of ours runs.
+_NOTHING_COMES_AFTER = airflow_version.startswith("2.")
+
 _NO_DEADLINE = 10 * 365 * 86400.0
-_CONNECTION_TRIES = 30  # about four minutes
+_CONNECTION_TRIES = 100  # about a quarter of an hour
 _FIRST_READING = 5.0  # seconds for it, also where a deadline is over already
 
 # For `on_kill`, so that there is time for what follows.
@@ -360,9 +365,12 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             progress=progress or None,
         )
         end = await requester.converse(watch, log=self.logger())
-        # On Airflow 2.11 nothing that comes after this trigger is sure to run once the deadline is over.
         stopping = give_up_overdue_run(
-            end, self.workflow_run_id, stop_workflow=self._workflow_to_stop(), clock=time.monotonic
+            end,
+            self.workflow_run_id,
+            stop_workflow=self._workflow_to_stop(),
+            last_chance=_NOTHING_COMES_AFTER,
+            clock=time.monotonic,
         )
         end = await requester.converse(stopping, log=self.logger())
         return run_event(self.workflow_run_id, end)
@@ -373,12 +381,23 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     async def on_kill(self) -> None:
         """Abort the run if it is ours and nobody has taken it; stop it as ``cancel_on_kill`` says.
 
-        Airflow (3.3 and later) calls this when a user ends the task; not at a triggerer's restart or
-        failover, where the run goes on.
+        Airflow (3.3 and later) calls this when a user ends the task, and also in a triggerer that had stalled
+        while another took its triggers over. There the run goes on, so Airflow is asked for the task's state
+        first.
         """
         if not self.owned:
             return
         from airflow_jobmon_provider.client.text import excerpt
+
+        state = await state_while_deferred(self.task_instance, _KILL_READING)
+        if not is_ended_while_deferred(state):
+            self.log.warning(
+                "Airflow ends this trigger, and the task's state is: %s. Workflow run %d is left to the"
+                " triggerer, or the next try, that has the task now",
+                state,
+                self.workflow_run_id,
+            )
+            return
 
         try:
             # A little longer than what is inside, which ends by itself and says more.

@@ -13,7 +13,7 @@ import pytest
 from airflow.exceptions import AirflowTaskTerminated
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, TaskDeferred
 
-from airflow_jobmon_provider.operators import _airflow
+from airflow_jobmon_provider import task_state
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
@@ -78,7 +78,7 @@ def test_a_run_is_let_go_if_airflow_does_not_tell(
 ) -> None:
     assert killed(sandbox, TaskInstance(in_airflow=fails)) == "R"
     silence = threading.Event()
-    monkeypatch.setattr(_airflow.state_of, "__defaults__", (0.2,))
+    monkeypatch.setattr(task_state.state_of, "__defaults__", (0.2,))
 
     def is_silent() -> str:
         silence.wait(60)

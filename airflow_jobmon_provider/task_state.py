@@ -1,11 +1,13 @@
 """What Airflow says about the task instance that this process runs.
 
-Airflow calls ``on_kill`` when a user ends a task, and just so when a worker is drained or its heartbeats
-fail. It does not say which, so it is asked.
+Airflow calls an operator's ``on_kill`` when a user ends a task, and just so when a worker is drained or its
+heartbeats fail. It calls a trigger's (3.3) when a user ends the task, and just so when a triggerer that has
+stalled finds that another one has taken its triggers over. It does not say which, so it is asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 ANSWER_TIMEOUT = 10.0
 
 UNKNOWN = "not known"
+NO_STATUS = "no status"
+"""A user has cleared a task that was deferred; or a scheduler has lost the executor of one that runs."""
 GONE = "gone"
 """The task instance does not exist any more, such as after its DAG run was deleted."""
 
@@ -39,6 +43,33 @@ def state_of(ti: Any, timeout: float = ANSWER_TIMEOUT) -> str:
 def is_ended(state: str) -> bool:
     """Whether a user has ended the task, or it is over: no retry of it goes on with its run."""
     return state in _ENDED
+
+
+async def state_while_deferred(ti: Any, timeout: float) -> str:
+    """Return the state of a trigger's task instance, from the triggerer's event loop.
+
+    :param ti: the trigger's; None: not known.
+    :param timeout: seconds to wait for the answer.
+    :returns: see :func:`state_of`.
+    """
+    if ti is None:
+        return UNKNOWN
+    # Airflow's own thread for what blocks: a triggerer asks its supervisor from no other one.
+    from asgiref.sync import sync_to_async
+
+    try:
+        return await asyncio.wait_for(sync_to_async(_ask_api)(ti), timeout)
+    except Exception as error:
+        logger.debug("Airflow does not answer: %r", error)
+        return UNKNOWN
+
+
+def is_ended_while_deferred(state: str) -> bool:
+    """Whether a user has ended a task that was deferred.
+
+    One that is cleared has no status at first, and its next try stops the run if that is seen too late.
+    """
+    return is_ended(state) or state == NO_STATUS
 
 
 def within(timeout: float, call: Callable[[], T]) -> T | None:
@@ -64,7 +95,12 @@ def within(timeout: float, call: Callable[[], T]) -> T | None:
 def _ask_api(ti: Any) -> str:
     """Airflow 3: through the process that supervises this one."""
     index = getattr(ti, "map_index", None)
-    states = ti.get_task_states(
+    ask = getattr(ti, "get_task_states", None)
+    if ask is None:  # a triggerer knows a task instance by its data only
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        ask = RuntimeTaskInstance.get_task_states
+    states = ask(
         dag_id=ti.dag_id,
         task_ids=[ti.task_id],
         run_ids=[ti.run_id],
@@ -80,4 +116,4 @@ def _ask_database(ti: Any) -> str:
 
 
 def _word(state: Any) -> str:
-    return "no status" if state is None else str(getattr(state, "value", state))
+    return NO_STATUS if state is None else str(getattr(state, "value", state))
