@@ -142,6 +142,16 @@ def stored(trigger: BaseTrigger) -> BaseTrigger:
     return made
 
 
+async def kill(trigger: BaseTrigger, state: str | None = "failed") -> None:
+    """End a trigger as a triggerer does in which it runs no longer.
+
+    :param state: its task's state in Airflow.
+    """
+    made: Any = stored(trigger)
+    made.task_instance = TaskInstance(in_airflow={-1: state})
+    await made.on_kill()
+
+
 async def fire(trigger: BaseTrigger) -> dict[str, Any]:
     """Run a trigger to its one event."""
     events = [event async for event in stored(trigger).run()]

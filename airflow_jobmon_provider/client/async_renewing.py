@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.exceptions import (
     REFUSALS,
     JobmonError,
+    ServerChanged,
     ServerFailure,
     ServerUnreachable,
 )
@@ -21,6 +23,7 @@ from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.settings import Settings
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 PATIENCE = 30
 """How many refusals in a row are waited out whose cause cannot be looked into."""
@@ -119,9 +122,13 @@ class RenewingAsyncRequester(AsyncRequester):
             return
         async with self._renewing:
             self._looked = now
-            # Those in use were not refused: what is wrong with the new ones may be so for a moment only.
-            with contextlib.suppress(JobmonError):
+            try:
                 await self._change_to(await self._renew(used.settings, refused=False))
+            except ServerChanged:
+                raise
+            except JobmonError as error:
+                # Those in use were not refused, and what is wrong with the new ones may be mended by then.
+                logger.debug("settings that cannot be used yet: %s", error)
 
     async def _change_to(self, settings: Settings | None) -> bool:
         if settings is None:

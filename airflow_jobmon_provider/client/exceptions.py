@@ -19,6 +19,10 @@ class UnreadableCertificate(ConfigError, OSError):
     """A CA bundle or a client certificate that a setting names cannot be read."""
 
 
+class ServerChanged(ConfigError):
+    """The settings name another server by now than the one on which ids were made."""
+
+
 class InvalidRequest(JobmonError):
     """The server refused the request (4xx). Sending it again would be refused again.
 

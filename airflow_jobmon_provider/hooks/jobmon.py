@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError, ServerFailure
+from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError, ServerChanged, ServerFailure
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_REQUEST_TIMEOUT,
     DEFAULT_RETRIES_ATTEMPTS,
@@ -220,7 +220,7 @@ class JobmonHook(BaseHook):
                 f"connection {self.jobmon_conn_id!r} is not found, and Jobmon's own settings name another"
                 f" server ({address}) than the one that the task began on ({excerpt(before)})"
             )
-        raise ConfigError(
+        raise ServerChanged(
             f"connection {self.jobmon_conn_id!r} now names the server {address}, but the task began on"
             f" {excerpt(before)}, and an id of that one is a stranger's here: nothing was sent. Give the"
             " connection its address back, or start the task over where it now points, in a new DAG run"

@@ -17,7 +17,7 @@ from airflow_jobmon_provider.client import async_renewing
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.triggers import jobmon as trigger_module
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
-from tests.airflow_task import fire, stored
+from tests.airflow_task import fire, kill, stored
 from tests.stub_server import Reply, StubServer
 from tests.token_server import TokenServer, connections
 
@@ -251,7 +251,7 @@ async def test_a_kill_stops_nothing_on_another_server(
 ) -> None:
     other = stub({"status": "L"})
     connection(other.url)
-    await stored(heartbeat(owned=owned, cancel_on_kill=True, server="http://dev.example")).on_kill()
+    await kill(heartbeat(owned=owned, cancel_on_kill=True, server="http://dev.example"))
     assert other.requests == []
     assert ("Workflow run 5 could not be stopped: connection" in logged()) is owned
 
@@ -261,7 +261,7 @@ async def test_a_kill_while_the_connection_cannot_be_read_is_said(
 ) -> None:
     monkeypatch.setattr(trigger_module, "_KILL_READING", 0.3)
     monkeypatch.delenv("AIRFLOW_CONN_JOBMON_DEFAULT", raising=False)
-    await stored(heartbeat(owned=True)).on_kill()
+    await kill(heartbeat(owned=True))
     assert "Workflow run 5 could not be stopped: the time is over, and connection" in logged()
 
 
@@ -317,7 +317,7 @@ async def test_a_kill_goes_on_with_a_rotated_token(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_renewing.AsyncRequester, "ask", rotating)
-        await stored(heartbeat(owned=True)).on_kill()
+        await kill(heartbeat(owned=True))
     assert "Workflow run 5 is now ABORTED (A)" in logged()
 
 

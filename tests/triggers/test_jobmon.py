@@ -16,7 +16,7 @@ from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox, SeenRequest
-from tests.airflow_task import fire, stored
+from tests.airflow_task import fire, kill, stored
 from tests.contract.test_routes import stop_with_stuck_tasks
 from tests.stub_server import HANG_UP, Reply, StubServer
 
@@ -370,7 +370,7 @@ async def test_a_user_who_ends_the_task_ends_a_run_that_is_its_own(
     workflow = sandbox.make_workflow_in(status)
     run = workflow.workflow_run_id or 0
     options = {"owned": owned, "workflow_id": workflow.workflow_id, "cancel_on_kill": cancel}
-    await stored(trigger(run, **options)).on_kill()
+    await kill(trigger(run, **options))
     assert sandbox.run_status(run) == left
 
 
@@ -379,7 +379,7 @@ async def test_a_kill_while_jobmon_is_down_is_said(
 ) -> None:
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon.ON_KILL_TIMEOUT", 0.5)
     connection("http://127.0.0.1:9")
-    await stored(trigger(5, owned=True)).on_kill()
+    await kill(trigger(5, owned=True))
     assert "Workflow run 5 is now out of reach" in logged()
 
 
@@ -388,7 +388,7 @@ async def test_a_kill_that_is_refused_is_said(
 ) -> None:
     server = stub(Reply(401, b"who?"))
     connection(server.url)
-    await stored(trigger(5, owned=True)).on_kill()
+    await kill(trigger(5, owned=True))
     assert f"Workflow run 5 could not be stopped: PUT {server.url}" in logged()
 
 

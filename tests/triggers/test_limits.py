@@ -14,7 +14,7 @@ from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox
-from tests.airflow_task import fire, stored
+from tests.airflow_task import fire, kill
 from tests.stub_server import Reply, StubServer
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -210,7 +210,7 @@ async def test_a_kill_raises_nothing_and_warns_once_where_the_connection_cannot_
 
     monkeypatch.setattr(JobmonHook, "aserver", failing)
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon._CONNECTION_TRIES", 1)
-    await stored(trigger(owned=True)).on_kill()  # type: ignore[attr-defined]
+    await kill(trigger(owned=True))
     assert logged().count("Workflow run 5 could not be stopped") == 1
 
 
@@ -222,7 +222,7 @@ async def test_a_kill_ends_in_time_where_the_connection_is_read_for_ever(
 
     monkeypatch.setattr(JobmonHook, "aserver", hanging)
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon.ON_KILL_TIMEOUT", 0.2)
-    await asyncio.wait_for(stored(trigger(owned=True)).on_kill(), SLACK)  # type: ignore[attr-defined]
+    await asyncio.wait_for(kill(trigger(owned=True)), SLACK)  # type: ignore[attr-defined]
     assert "Workflow run 5 could not be stopped: no answer within 0.2 s" in logged()
 
 
@@ -232,7 +232,7 @@ async def test_a_kill_says_what_is_left_of_a_run_that_cannot_be_told_to_stop_yet
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon.ON_KILL_TIMEOUT", 0.5)
     workflow = sandbox.make_workflow_in("O")
     run, stop = workflow.workflow_run_id, {"workflow_id": workflow.workflow_id, "cancel_on_kill": True}
-    await stored(trigger(run, owned=True, **stop)).on_kill()  # type: ignore[attr-defined]
+    await kill(trigger(run, owned=True, **stop))
     assert f"workflow run {run} was not stopped in " in logged()
     assert sandbox.run_status(run or 0) == "O"
 
@@ -242,5 +242,5 @@ async def test_a_kill_stops_a_run_that_the_server_has_not_committed_yet(
 ) -> None:
     server = stub(NOT_FOUND, {"status": "A"})
     connection(server.url)
-    await stored(trigger(owned=True)).on_kill()  # type: ignore[attr-defined]
+    await kill(trigger(owned=True))
     assert len(server.requests) == 2
