@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 # Exactly the versions that were tested; `make constraints` renews the list.
 CONSTRAINTS := dev/constraints.txt
 FUZZ_SECONDS ?= 120
+# More than there are cores, as most tests wait for a server.
+TEST_PROCESSES ?= 3
 STAMP := $(VENV)/.installed
 
 .PHONY: help install lint audit format test fuzz services test-stack demo bench sandbox constraints clean
@@ -36,10 +38,12 @@ format: $(STAMP)  ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 
 test: $(STAMP)  ## Run all tests, against a real Jobmon and a real Airflow; PYTEST_ARGS="…" selects
-	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
 ifeq ($(strip $(PYTEST_ARGS)),)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --cov --cov-report=
 	$(BIN)/coverage report --fail-under 95
 	$(BIN)/coverage report --fail-under 100 --include '*/client/*'
+else
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
 
 fuzz: $(STAMP)  ## Feed the parsers with what nobody would send, for FUZZ_SECONDS (120)
