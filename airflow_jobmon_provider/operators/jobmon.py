@@ -122,6 +122,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         self.increase_resources = increase_resources
         self.if_done = one_of("if_done", if_done, ("skip", "fail"))
         self.deferrable = deferrable
+        self._decided: dict[str, Any] | None = None  # kept over a deferral
 
     def execute(self, context: Context) -> int:
         """Signal the resume, wait for it here or in the triggerer, and reset the tasks."""
@@ -166,21 +167,31 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
                 reset_running_jobs=reset_running_jobs,
                 server=decided.server,
             ),
-            method_name="execute_complete",
+            method_name="come_back",
             kwargs={"decided": asdict(decided)},
         )
         raise AssertionError("defer() does not return")
 
-    def execute_complete(
+    def come_back(
         self, context: Context, event: dict[str, Any] | None = None, decided: dict[str, Any] | None = None
     ) -> int:
+        """Go on after a deferral, as :meth:`execute_complete` says.
+
+        :param decided: what ``execute`` had decided before the deferral.
+        """
+        self._decided = decided
+        return self.execute_complete(context, event)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> int:
         """Go on when the trigger has fired, as was decided before the deferral.
 
+        Where a version of this provider deferred the task that did not say what was decided, the operator's
+        own arguments are all there is.
+
         :param event: see :class:`~airflow_jobmon_provider.triggers.jobmon.WorkflowResumableTrigger`.
-        :param decided: what ``execute`` had decided; None: a version of this provider deferred that did not
-            say, and the operator's own arguments are all there is.
         """
         event = read_event(event)
+        decided = self._decided
         plan = self._decided_by_an_older_version(event) if decided is None else _Resume(**decided)
         if event["status"] != "success":
             if event["status"] == "timeout" and plan.is_over:

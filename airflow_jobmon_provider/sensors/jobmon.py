@@ -58,6 +58,7 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         self.jobmon_conn_id = jobmon_conn_id
         self.deferrable = deferrable
         self._poke_until: float | None = None
+        self._limit = "timeout"  # which the trigger's deadline was
         self._hook: JobmonHook | None = None  # of the first poke: the connection is read once
 
     def execute(self, context: Context) -> Any:
@@ -73,9 +74,8 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         hook = JobmonHook(self.jobmon_conn_id)
         if not self._poke(hook):
             limit = "timeout" if first == timed_out else "execution_timeout"
-            self.defer(
-                trigger=self._trigger(hook, first), method_name="execute_complete", kwargs={"limit": limit}
-            )
+            trigger = self._trigger(hook, first)
+            self.defer(trigger=trigger, method_name="come_back", kwargs={"limit": limit})
         return None
 
     def _waited(self, context: Context) -> float:
@@ -144,17 +144,24 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         :param deadline: seconds since the epoch.
         """
 
-    def execute_complete(
+    def come_back(
         self, context: Context, event: dict[str, Any] | None = None, limit: str = "timeout"
     ) -> None:
+        """Go on after a deferral, as :meth:`execute_complete` says.
+
+        :param limit: which of the task's limits the trigger's deadline was.
+        """
+        self._limit = limit
+        self.execute_complete(context, event)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> None:
         """Succeed or fail as the trigger's event says.
 
         :param event: see the triggers in :mod:`airflow_jobmon_provider.triggers.jobmon`.
-        :param limit: which of the task's limits the trigger's deadline was.
         """
         event = read_event(event)
         if event["status"] == "timeout":
-            if limit == "execution_timeout":
+            if self._limit == "execution_timeout":
                 raise AirflowTaskTimeout(f"execution_timeout is over: {event['message']}")
             raise AirflowSensorTimeout(event["message"])
         if event["status"] != "success":
