@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -135,6 +136,21 @@ async def test_of_several_addresses_the_first_that_answers_is_taken(
     names.ports["empty.example"] = []
     with pytest.raises(ServerUnreachable):
         await exchange(Settings("http://empty.example"), call)
+
+
+@pytest.mark.parametrize("call", [BEAT, LOOK], ids=["beat", "look"])
+async def test_an_address_that_never_answers_leaves_time_for_the_next(
+    stub: Callable[..., StubServer], names: NameServer, exchange: Asking, call: protocol.Call[Any]
+) -> None:
+    server = stub({"status": "L", "workflow_is_resumable": True})
+    with contextlib.ExitStack() as stack:
+        deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # they fill its queue, and the next one is not taken
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        names.ports["many.example"] = [deaf.getsockname()[1], int(server.url.rpartition(":")[2])]
+        await exchange(Settings("http://many.example", request_timeout=10), call)
 
 
 async def test_what_cannot_be_a_name_is_an_error_like_others(exchange: Asking) -> None:

@@ -357,6 +357,18 @@ async def test_an_outage_of_airflow_beside_that_of_jobmon_is_none_of_its_own(
             await requester.ask(protocol.peek_status(7))
 
 
+async def test_a_bad_look_at_the_connection_in_an_outage_ends_nothing(
+    connection: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_renewing, "LOOK_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(hook_module, "_READ_AGAIN_AFTER", 0.0)
+    connection("http://127.0.0.1:9")
+    async with await JobmonHook().get_async_conn() as requester:
+        connection("http://127.0.0.1:9", extra={"verify": "/no/such/bundle.pem"})
+        with pytest.raises(ServerUnreachable):
+            await requester.ask(protocol.peek_status(7))
+
+
 # --- which server -------------------------------------------------------------------------------------------
 
 

@@ -64,12 +64,24 @@ def test_the_tasks_that_failed_are_those_of_the_runs_own_workflow(sandbox: Jobmo
         comes_back(deferred, event_of(run, "failed", "E"), other)
 
 
+def test_a_hand_off_that_was_not_seen_in_time_stops_no_executor(sandbox: JobmonSandbox) -> None:
+    """Jobmon was out of reach at the hand-off limit, and an executor had taken the run before that."""
+    _workflow_id, run, deferred = defer(sandbox, execution_timeout=timedelta(hours=1))
+    for status in "BIOR":
+        sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": status})
+    with pytest.raises(AirflowException, match=f"{run}: timeout"):
+        comes_back(deferred, event_of(run, "timeout", None), None)
+    assert sandbox.run_status(run) == "R"
+
+
 @pytest.mark.parametrize("keeps_kwargs", [True, False])
 def test_a_time_out_stops_the_runs_own_workflow(sandbox: JobmonSandbox, keeps_kwargs: bool) -> None:
-    workflow_id, run, deferred = defer(sandbox)
+    workflow_id, run, deferred = defer(sandbox, execution_timeout=timedelta(hours=1))
     other = sandbox.make_workflow_in("R")
     for status in "BIOR":
         sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": status})
+    assert deferred.kwargs is not None
+    deferred.kwargs["own"]["deadline"] = time.time()
     event = event_of(run, "timeout", "R", workflow_id=workflow_id)
     if not keeps_kwargs:
         deferred.kwargs = {}

@@ -151,6 +151,16 @@ def test_a_run_on_another_server_is_none_of_ours(
     assert "localhost" in line
 
 
+def test_another_spelling_of_the_servers_address_is_no_other_server(
+    sandbox: JobmonSandbox, connection: Callable[..., None]
+) -> None:
+    connection(sandbox.url.replace("127.0.0.1", "localhost"))
+    tries = Tries()
+    workflow_id, run = died_after_creating(sandbox, tries, "BIORD")
+    connection(sandbox.url.replace("127.0.0.1", "LOCALHOST"))
+    assert create(workflow_id).execute(tries.next()) == run
+
+
 def test_a_template_that_names_another_workflow_leaves_the_earlier_run_alone(
     sandbox: JobmonSandbox, logged: Callable[[], str]
 ) -> None:
