@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client import protocol, settings
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Conversation, Outage, Pause
 from airflow_jobmon_provider.client.exceptions import (
@@ -187,6 +187,8 @@ def persistent(call: Call[Any]) -> Conversation[Any]:
         reply = yield from outage.ask(call)
         if outage.error is None:
             return reply
+        if call.costly and not protocol.was_not_processed(outage.error):
+            break  # the server may still be at work on it
         yield Pause(0.001)
     assert outage.error is not None
     raise outage.error
@@ -247,8 +249,9 @@ TRANSPORTS = {"blocking": blocking, "asyncio": nonblocking}
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let retries wait no time."""
+    """Let retries wait no time, and costly calls have no more of it than others."""
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(settings, "COSTLY_TIMEOUT", TIMEOUT)
 
 
 @dataclass
@@ -308,10 +311,13 @@ def judge(
         return f"more than a line: {said}"
     if (name, label) in RIGHT_BY_CHANCE:
         return None
-    if error is None and outcome.requests > times and call.idempotent:
+    unread = name.startswith(("423", "429"))  # the server has said that it has done nothing
+    if error is None and outcome.requests > times and (unread or (call.idempotent and not call.costly)):
         return None  # whatever came first, it has asked again and heard
-    again = means is Means.TRY_AGAIN and (call.idempotent or getattr(error, "processed", True) is False)
-    recovers = means is Means.NOTHING or (again and times < TRIES and call.idempotent)
+    if call.costly and outcome.requests > 1 and not unread:
+        return f"sent again while the server may be at work on it: {said}"
+    repeats = means is Means.TRY_AGAIN and call.idempotent and (unread or not call.costly)
+    recovers = means is Means.NOTHING or (repeats and times < TRIES)
     if recovers and error is not None:
         return f"does not recover: {said}"
     if not recovers and not isinstance(error, means.value or JobmonError):
