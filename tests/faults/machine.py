@@ -116,7 +116,7 @@ class Talk:
     :ivar told: status that the server last reported to it.
     :ivar all_told: all of those.
     :ivar faults: how many of its requests in a row had no reply.
-    :ivar spoilt: how many had none at all.
+    :ivar spoilt: how many were not reached, or their reply lost, ever.
     :ivar answered: how many had one.
     :ivar made: runs in L that its last request has made, if it was told of that.
     :ivar lost: runs that it made and was not told of.
@@ -253,8 +253,7 @@ class Interleavings(RuleBasedStateMachine):
     def time_passes_and_all_are_punctual(self, seconds: int, reaper: bool) -> None:
         over = self.now + seconds
         while self.now < over:
-            while self.unwatched:
-                self.watch(0)
+            self.catch_up()
             while due := self.due():
                 self.exchange(due[0], Fault.NONE)
             for run, status in list(self.executors.items()):
@@ -264,6 +263,11 @@ class Interleavings(RuleBasedStateMachine):
             self.the_rules_hold()
         if reaper:
             self.the_reaper_comes_by()
+
+    def catch_up(self) -> None:
+        """Begin what is to be begun."""
+        while self.unwatched:
+            self.watch(0)
 
     @rule(seconds=st.sampled_from([20, 100, 200]))
     def time_passes_and_nobody_is_scheduled(self, seconds: int) -> None:
@@ -378,7 +382,7 @@ class Interleavings(RuleBasedStateMachine):
         # A refusal is an answer, too.
         silent = isinstance(error, (ServerFailure, ServerUnreachable))
         talk.faults = talk.faults + 1 if silent else 0
-        talk.spoilt += silent
+        talk.spoilt += isinstance(error, ServerUnreachable)
         talk.answered += not silent
         talk.made = set() if silent else linked
         talk.lost |= linked if silent else set()
