@@ -42,11 +42,13 @@ from tests.faults.process import Outcome, Process, Time
 KEY = "jobmon_workflow_run"
 HANDOFF_TIMEOUT, STARTUP_TIMEOUT = 900.0, 600.0
 RETRY_DELAY = 30.0
+FAR = st.integers(0, 3)
+MEANWHILE = st.sampled_from(["", "sibling", "sibling", "clear", "connection", "token"])
 TOLD_TO_STOP = frozenset("CT")
 OPTIONS = st.fixed_dictionaries(
     {
         "deferrable": st.booleans(),
-        "cancel_on_kill": st.sampled_from([True, True, False]),
+        "cancel_on_kill": st.booleans(),
         "resume_on_retry": st.booleans(),
         "create_timeout": st.sampled_from([60, 600]),
     }
@@ -126,6 +128,9 @@ class TaskMachine(Interleavings):
     """
 
     world: Site
+
+    # The task's own processes hold these conversations.
+    create = watch = give_up = bury = None  # type: ignore[assignment]
 
     def __init__(self, world: Site) -> None:
         super().__init__(world)
@@ -230,21 +235,35 @@ class TaskMachine(Interleavings):
     def catch_up(self) -> None:
         super().catch_up()
         self.a_triggerer_takes_the_task()
-        if self.now >= self.not_before and self.state == "up_for_retry":
+        if self.now >= self.not_before and self.state in ("scheduled", "up_for_retry"):
             self.try_anew()
 
-    @initialize(
-        options=OPTIONS,
-        fault=st.sampled_from([Fault.NONE, *Fault]),
-        taken=st.booleans(),
-        far=st.integers(0, 3),
-    )
+    @initialize(options=OPTIONS, fault=st.sampled_from([Fault.NONE, *Fault]), taken=st.booleans(), far=FAR)
     def a_task_starts(self, options: dict[str, Any], fault: Fault, taken: bool, far: int) -> None:
         self.a_try_starts(options)
         self.exchange(self.talks[-1], fault)
+        self.each_of_us_goes_on()
         self.the_rules_hold()
         if taken and self.linking():
             self.an_executor_takes_the_run(far)
+
+    @rule(options=OPTIONS, meanwhile=MEANWHILE)
+    @only_if(lambda self: self.active is not None)
+    def its_process_dies(self, options: dict[str, Any], meanwhile: str) -> None:
+        """A worker or a triggerer is killed, and before the next one has the task, something happens."""
+        assert self.active is not None
+        self.drop(self.active)
+        if meanwhile == "sibling":
+            self.a_sibling_is_cleared()
+        elif meanwhile == "clear":
+            self.the_user_clears_the_task(True)
+        elif meanwhile == "connection":
+            self.the_connection_changes("BIOR")
+        elif meanwhile == "token":
+            self.the_token_is_rotated()
+        self.a_try_starts(options)
+        self.a_triggerer_takes_the_task()
+        self.each_of_us_goes_on()
 
     @rule(options=OPTIONS)
     @only_if(lambda self: self.state in ("scheduled", "up_for_retry"))

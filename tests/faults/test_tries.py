@@ -62,7 +62,7 @@ def goes_on(machine: TaskMachine, **others: Any) -> None:
     """Let the next try look at the run, and watch it."""
     check(machine)
     machine.a_try_starts(options(**others))
-    say(machine)
+    machine.time_passes_and_all_are_punctual(10, reaper=False)
     check(machine)
 
 
@@ -82,8 +82,6 @@ def script_sibling_of_a_done_one(machine: TaskMachine) -> None:
     machine.an_executor_ends_the_run("D")
     machine.a_sibling_is_cleared()
     goes_on(machine)
-    machine.time_passes_and_all_are_punctual(10, reaper=False)
-    check(machine)
     assert machine.state == "success"
     assert machine.world.seen["a sibling was cleared, and a DONE run stayed a success"]
 
@@ -107,9 +105,15 @@ def script_cleared(machine: TaskMachine) -> None:
 
 
 def script_drained(machine: TaskMachine) -> None:
-    run = to_status(machine, 3)
+    machine.a_try_starts(options())
+    say(machine, Fault.NONE, Fault.NONE)
+    machine.the_worker_is_drained()  # while nobody has the run
+    machine.time_passes_and_all_are_punctual(50, reaper=True)
+    (run,) = machine.linking()
+    machine.an_executor_takes_the_run(3)
     machine.time_passes_and_all_are_punctual(10, reaper=False)
     machine.the_worker_is_drained()
+    machine.time_passes_and_all_are_punctual(10, reaper=False)
     assert machine.world.seen["a drained worker let its run go"]
     goes_on(machine, deferrable=True)
     assert machine.active is not None
@@ -153,7 +157,6 @@ def script_another_server(machine: TaskMachine) -> None:
     dies_on_its_worker(machine)
     machine.the_connection_changes("BIORD")
     goes_on(machine)
-    say(machine)
     assert sorted(row.status for row in machine.rows.values()) == ["B", "L"]
     assert machine.world.seen["a retry met another server"]
     machine.the_connection_changes("")
@@ -168,6 +171,7 @@ def script_another_server_for_a_trigger(machine: TaskMachine) -> None:
     machine.drop(machine.active)  # its triggerer dies
     machine.the_connection_changes("")
     machine.a_triggerer_takes_the_task()
+    machine.time_passes_and_all_are_punctual(10, reaper=False)
     check(machine)
     assert machine.world.seen["a trigger met another server"]
     assert machine.state == "up_for_retry"
