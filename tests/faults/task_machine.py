@@ -62,6 +62,7 @@ SITUATIONS_OF_A_TASK = (
     "a drained worker let its run go",
     "a user ended the task on its worker, and the run was stopped",
     "a user ended the task on its worker, and the run was left to its executor",
+    "a user ended a retry that looked at its run, and the run was stopped",
     "a user ended a deferred task, and the run was stopped",
     "a retry met another server",
     "a trigger met another server",
@@ -533,7 +534,13 @@ class TaskMachine(Interleavings):
             if row.status in LIVE:
                 self.saw("a drained worker let its run go")
         elif self.is_at_home(talk, attempt):
-            self.check_stopped(talk, attempt, row, "a user ended the task on its worker")
+            looked_only = attempt.operator is not None and attempt.operator._own is None
+            by = (
+                "a user ended a retry that looked at its run"
+                if looked_only
+                else "a user ended the task on its worker"
+            )
+            self.check_stopped(talk, attempt, row, by)
         elif self.homes.get(talk.run) is attempt.gate:
             self.saw("a user ended the task, and the connection named another server")
 

@@ -144,6 +144,16 @@ def script_ended_on_its_worker(machine: TaskMachine) -> None:
     assert machine.world.seen["a user ended the task on its worker, and the run was stopped"]
 
 
+def script_ended_amid_the_look(machine: TaskMachine) -> None:
+    to_status(machine, 3)
+    dies_on_its_worker(machine)
+    machine.a_try_starts(options())
+    say(machine, Fault.NOT_REACHED)
+    machine.the_user_marks_the_task("failed", True)
+    machine.time_passes_and_all_are_punctual(50, reaper=False)
+    assert machine.world.seen["a user ended a retry that looked at its run, and the run was stopped"]
+
+
 def script_ended_while_deferred(machine: TaskMachine) -> None:
     to_status(machine, 3, deferrable=True)
     machine.time_passes_and_all_are_punctual(10, reaper=False)
@@ -197,6 +207,7 @@ SCRIPTS = (
     script_cleared,
     script_drained,
     script_ended_on_its_worker,
+    script_ended_amid_the_look,
     script_ended_while_deferred,
     script_another_server,
     script_another_server_for_a_trigger,
