@@ -176,7 +176,7 @@ def test_whatever_the_order_the_rules_hold(world: World) -> None:
     run_state_machine_as_test(
         lambda: Interleavings(world),
         settings=settings(
-            max_examples=20,  # on each of the two sets of routes
+            max_examples=18,  # on each of the two sets of routes
             stateful_step_count=45,  # of which a third does not apply
             deadline=None,
             database=None,
