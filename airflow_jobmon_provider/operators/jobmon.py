@@ -543,6 +543,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self.deferrable = deferrable
         self._execution: Execution | None = None
         self._own: _OwnRun | None = None
+        self._earlier: _OwnRun | None = None  # an earlier try's, which this one looks at
         self._memory: RunMemory | None = None
         self._kept: dict[str, Any] = {}  # of the run, over a deferral; an older version kept nothing
         self._ti: Any = None
@@ -602,16 +603,21 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         else:
             run = self._create(hook, memory.workflow_id, good_for, left(), perhaps_lost=memory.is_retry)
             created_at, status = time.time(), RunStatus.LINKING
-        own = _OwnRun(
+        deadline = execution_deadline(context, self.execution_timeout)
+        return self._own_run(memory, run, created_at, deadline), status
+
+    def _own_run(
+        self, memory: RunMemory, run: int, created_at: float, deadline: float | None = None
+    ) -> _OwnRun:
+        return _OwnRun(
             run,
             memory.workflow_id,
             self.jobmon_conn_id,
             memory.server,
             self.cancel_on_kill,
             created_at,
-            execution_deadline(context, self.execution_timeout),
+            deadline,
         )
-        return own, status
 
     def _create(
         self, hook: JobmonHook, workflow_id: int, good_for: float, timeout: float, *, perhaps_lost: bool
@@ -654,6 +660,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 self._prepare_without_memory(hook, memory.workflow_id, left)
             return None
         run = earlier.workflow_run_id
+        self._earlier = self._own_run(memory, run, earlier.created_at)
         look = protocol.peek_status(run)
         try:
             status = self._converse(hook, ask_until(look, left(), time.monotonic))
@@ -1012,7 +1019,9 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             return
         self._killed = False
         if own is None:
-            raise AirflowException("this process was told to end before there was a workflow run")
+            if self._earlier is not None:
+                self._settle(self._earlier)
+            raise AirflowException("this process was told to end before it had a workflow run to wait for")
         if self._settle(own) or not interrupting:
             return
         raise AirflowException(

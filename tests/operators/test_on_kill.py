@@ -250,7 +250,7 @@ def test_a_kill_while_the_run_is_being_created_ends_the_wait(
     killing = threading.Thread(target=kill)
     killing.start()
     started = time.monotonic()
-    with pytest.raises(AirflowException, match="told to end before there was a workflow run"):
+    with pytest.raises(AirflowException, match="told to end before it had a workflow run to wait for"):
         task.execute({"ti": TaskInstance(try_number=2)})  # type: ignore[typeddict-item]
     killing.join()
     assert time.monotonic() - started < 50
