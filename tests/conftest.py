@@ -14,6 +14,7 @@ from dev.jobmon_sandbox import JobmonSandbox
 from tests.stub_server import StubServer
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let each file's tests run in one process, and those that share an Airflow in one, begun first."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)

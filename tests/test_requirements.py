@@ -60,7 +60,7 @@ def required() -> dict[str, str]:
     return {
         match[1].lower(): match[2]
         for line in lines
-        if (match := re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)", line))
+        if (match := re.match(r"([\w.-]+)(?:\[[^]]*\])?(?:!=[\w.]+,)*>=([\w.]+)", line))
     }
 
 

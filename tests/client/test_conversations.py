@@ -325,7 +325,7 @@ def test_the_hand_off_limit_holds_in_an_outage_too_and_says_that_the_run_could_n
     assert end.status is RunStatus.LINKING
     assert sim.now - 1000 == pytest.approx(3600)
     assert "could not be aborted" in end.message
-    assert "Its heartbeat runs out by itself within 93 s" in end.message
+    assert "its heartbeat runs out by itself within 93 s" in end.message
 
 
 def test_the_time_for_the_whole_run_is_over() -> None:

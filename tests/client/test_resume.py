@@ -101,7 +101,8 @@ class Server:
             return None
         _, status, resumable = passed[-1]
         if route == "details":
-            return [{"wf_status": status, "wf_name": "w", "wf_status_date": "2026-11-25 01:02:03"}]
+            dates = {"wf_status_date": "2026-11-25 01:02:03", "wf_created_date": "2026-11-25T01:02:03"}
+            return [{"wf_status": status, "wf_name": "w", **dates}]
         if route == "is_resumable":
             return {"workflow_is_resumable": resumable, "pending_kill_self": 0}
         return {}
