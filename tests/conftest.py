@@ -14,15 +14,6 @@ from dev.jobmon_sandbox import JobmonSandbox
 from tests.stub_server import StubServer
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let each file's tests run in one process, and those that share an Airflow in one, begun first."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
-    for item in items:
-        shared = "end_to_end" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group("end_to_end" if shared else str(item.path)))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep Jobmon's and Airflow's settings of whoever runs the tests out of them."""
