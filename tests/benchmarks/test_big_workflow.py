@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
-
-import pytest
-
-from benchmarks.big_workflow import big_workflow
-from benchmarks.figures import Figures
+import subprocess
+import sys
+from pathlib import Path
 
 
-def test_without_mariadb_it_says_so_and_has_no_figures(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_mariadb_it_says_so_and_has_no_figures() -> None:
+    # A process of its own, as the benchmark tells Airflow to log next to nothing.
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
-        monkeypatch.setenv("TEST_STACK_MARIADB", f"mysql://root@127.0.0.1:{taken.getsockname()[1]}")
-        figures = Figures()
-        big_workflow(figures, quick=True)
-    assert not figures.found
-    assert not figures.missed
-    assert capsys.readouterr().out.startswith("big_workflow: not measured: ")
+        where = {"TEST_STACK_MARIADB": f"mysql://root@127.0.0.1:{taken.getsockname()[1]}"}
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", "--quick", "big_workflow"],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, **where},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("big_workflow: not measured: ")
+    assert "big_workflow_requests" not in done.stdout
