@@ -506,7 +506,7 @@ class TaskMachine(Interleavings):
         if isinstance(reply, CreatedRun):
             run = talk.run = reply.workflow_run_id
             assert talk.made == {run}
-            talk.told = None  # which was of another run
+            talk.told = reply.status.value  # what it had been told before was of another run
             self.created_at[run] = self.now
             self.homes[run] = attempt.gate
             self.ours.append(run)

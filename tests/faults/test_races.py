@@ -149,7 +149,7 @@ async def test_two_triggerers_at_once_do_what_one_does(sandbox: JobmonSandbox) -
     assert (events[0]["status"], events[0]["workflow_run_status"]) == ("success", "D")
     seen = beats(sandbox, run)
     linking = [b for b in seen if b.reply["status"] == "L"]
-    assert {b.body["status"] for b in linking} == {"L"}
+    assert {b.body["status"] for b in linking} == {"L", "G"}  # the first look of each only reads
     assert max(b.time - a.time for a, b in itertools.pairwise(linking)) < 3
     # One a second each, and for each the first and the one that spreads them over the second.
     assert len(linking) <= 2 * (taken_at - started + 2)
