@@ -23,7 +23,7 @@ from airflow_jobmon_provider.client.conversations import Step
 from airflow_jobmon_provider.client.exceptions import JobmonError, NotAuthorized
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
-from tests.airflow_task import Tries, fire, resume, stored
+from tests.airflow_task import TaskInstance, Tries, fire, resume, stored
 from tests.faults.gate import Gate
 from tests.faults.machine import (
     BUFFER,
@@ -395,6 +395,7 @@ class TaskMachine(Interleavings):
         if tells:
             assert self.deferred is not None
             trigger: Any = stored(self.deferred.trigger)
+            trigger.task_instance = TaskInstance(in_airflow={-1: self.state})
             self.start("kill", lambda: asyncio.run(trigger.on_kill()), None, talk.run)
 
     @rule(status=st.sampled_from(["", "BIOR", "BIORD"]))
