@@ -45,6 +45,8 @@ RETRY_DELAY = 30.0
 FAR = st.integers(0, 3)
 MEANWHILE = st.sampled_from(["", "sibling", "sibling", "clear", "connection", "token"])
 TOLD_TO_STOP = frozenset("CT")
+WAITING = (None, "scheduled", "up_for_retry")  # states in which the scheduler may start a try
+ENDED = ("failed", "success", "restarting")  # those that say of a task on a worker that a user has ended it
 OPTIONS = st.fixed_dictionaries(
     {
         "deferrable": st.booleans(),
@@ -64,6 +66,7 @@ SITUATIONS_OF_A_TASK = (
     "a user ended the task on its worker, and the run was left to its executor",
     "a user ended a retry that looked at its run, and the run was stopped",
     "a user ended a deferred task, and the run was stopped",
+    "a trigger that was told late left the run to the next try",
     "a retry met another server",
     "a trigger met another server",
     "a user ended the task, and the connection named another server",
@@ -103,6 +106,7 @@ class Attempt:
     :param options: the operator's.
     :param told_to_end: the task's state in Airflow when it was told to end; None: it was not.
     :param spoilt: how many of its requests had no reply by then.
+    :ivar heard: the task's state, as Airflow has told it last.
     :ivar has_heeded_it: it has just done about its run what follows from that, and lives.
     :ivar refused: how many requests the server had refused when it began.
     """
@@ -112,6 +116,7 @@ class Attempt:
     options: dict[str, Any]
     told_to_end: str | None = None
     spoilt: int = 0
+    heard: str | None = None
     has_heeded_it: bool = False
     refused: int = 0
 
@@ -146,7 +151,7 @@ class TaskMachine(Interleavings):
         self.memo_before: dict[str, Any] = {}
         self.context: dict[str, Any] = {}
         self.options: dict[str, Any] = {}
-        self.state = "scheduled"
+        self.state: str | None = "scheduled"
         self.not_before = 0.0  # when the next try is due
         self.deferred: TaskDeferred | None = None
         self.attempts: dict[Talk, Attempt] = {}
@@ -192,13 +197,18 @@ class TaskMachine(Interleavings):
         operator: CreateWorkflowRunOperator | None = None,
         run: int = 0,
     ) -> None:
-        process = Process(work)
-        if operator is not None:  # one that is killed learns nothing any more
-            self.context["ti"].in_airflow = lambda: "running" if process.is_dead else self.state
+        process, attempt = Process(work), Attempt(self.gate, operator, self.options)
+
+        def tell() -> str | None:  # one that is killed learns nothing any more
+            attempt.heard = "running" if process.is_dead else self.state
+            return attempt.heard
+
+        if operator is not None:
+            self.context["ti"].in_airflow = tell
         workflow = self.gate.namesakes.get(self.workflow, self.workflow)
         talk = Talk(kind, process, run, workflow, STARTUP_TIMEOUT)
         self.talks.append(talk)
-        self.attempts[talk] = Attempt(self.gate, operator, self.options)
+        self.attempts[talk] = attempt
         self.go_on(talk, partial(next, process))
 
     def send(self, talk: Talk, call: Call[Any]) -> tuple[Any, JobmonError | None]:
@@ -236,7 +246,7 @@ class TaskMachine(Interleavings):
     def catch_up(self) -> None:
         super().catch_up()
         self.a_triggerer_takes_the_task()
-        if self.now >= self.not_before and self.state in ("scheduled", "up_for_retry"):
+        if self.now >= self.not_before and self.state in WAITING:
             self.try_anew()
 
     @initialize(options=OPTIONS, fault=st.sampled_from([Fault.NONE, *Fault]), taken=st.booleans(), far=FAR)
@@ -267,7 +277,7 @@ class TaskMachine(Interleavings):
         self.each_of_us_goes_on()
 
     @rule(options=OPTIONS)
-    @only_if(lambda self: self.state in ("scheduled", "up_for_retry"))
+    @only_if(lambda self: self.active is None and self.state in WAITING)
     def a_try_starts(self, options: dict[str, Any]) -> None:
         self.options = options
         self.try_anew()
@@ -283,10 +293,12 @@ class TaskMachine(Interleavings):
     def try_returned(self, talk: Talk, outcome: Outcome) -> None:
         attempt = self.attempts.pop(talk)
         if isinstance(outcome.error, TaskDeferred):
-            self.deferred = outcome.error
             if self.state == "running":
-                self.state = "deferred"
-            self.a_triggerer_takes_the_task()
+                self.state, self.deferred = "deferred", outcome.error
+                self.a_triggerer_takes_the_task()
+            else:  # Airflow refuses it: the task is not running any more
+                self.kept.discard(talk.run)
+                self.is_over("up_for_retry")
             return
         self.kept.discard(talk.run)
         if attempt.told_to_end is None:
@@ -323,6 +335,15 @@ class TaskMachine(Interleavings):
         if not talk.spoilt and row is not None and self.is_at_home(talk, attempt):
             self.check_stopped(talk, attempt, row, "a user ended a deferred task")
 
+    def late_kill_returned(self, talk: Talk, outcome: Outcome) -> None:
+        """It cannot know who has ended the trigger, so it asked the server nothing."""
+        self.attempts.pop(talk)
+        if outcome.error is not None:
+            raise outcome.error
+        assert not talk.answered
+        assert not talk.spoilt
+        self.saw("a trigger that was told late left the run to the next try")
+
     # --- What happens to the task ---------------------------------------------------------------------------
 
     @rule()
@@ -334,10 +355,13 @@ class TaskMachine(Interleavings):
     def the_worker_is_drained(self) -> None:
         self.tell_to_end()
 
-    @rule(tells=st.booleans())
+    @rule(tells=st.booleans(), late=st.booleans())
     @only_if(lambda self: self.state != "restarting")
-    def the_user_clears_the_task(self, tells: bool) -> None:
-        """What Airflow does then. Only from 3.3 on it tells the trigger of a deferred task."""
+    def the_user_clears_the_task(self, tells: bool, late: bool = False) -> None:
+        """What Airflow does then. Only from 3.3 on it tells the trigger of a deferred task.
+
+        :param late: it does so once the scheduler has seen the task, which has no status before that.
+        """
         self.take_note_of_the_user()
         if self.state == "running":
             self.memory.clear_another_task()  # which is all that is counted
@@ -347,7 +371,7 @@ class TaskMachine(Interleavings):
         if self.memo:
             self.to_be_stopped[self.memo["workflow_run_id"]] = self.memory.number + self.memory.retries
         self.memory.clear()
-        self.end_the_deferral("scheduled", tells)
+        self.end_the_deferral("scheduled" if late else None, tells)
 
     @rule(state=st.sampled_from(["failed", "success"]), tells=st.booleans())
     @only_if(lambda self: self.state in ("running", "deferred"))
@@ -386,7 +410,7 @@ class TaskMachine(Interleavings):
             attempt.has_heeded_it = False
             self.check_end_by_signal(talk, attempt)
 
-    def end_the_deferral(self, state: str, tells: bool) -> None:
+    def end_the_deferral(self, state: str | None, tells: bool) -> None:
         self.state = state
         talk = self.active
         if talk is None or talk.kind != "trigger":
@@ -396,7 +420,8 @@ class TaskMachine(Interleavings):
             assert self.deferred is not None
             trigger: Any = stored(self.deferred.trigger)
             trigger.task_instance = TaskInstance(in_airflow={-1: self.state})
-            self.start("kill", lambda: asyncio.run(trigger.on_kill()), None, talk.run)
+            kind = "late_kill" if state in WAITING and state is not None else "kill"
+            self.start(kind, lambda: asyncio.run(trigger.on_kill()), None, talk.run)
 
     @rule(status=st.sampled_from(["", "BIOR", "BIORD"]))
     def the_connection_changes(self, status: str) -> None:
@@ -456,6 +481,12 @@ class TaskMachine(Interleavings):
             saw = "a DONE run stayed a success" if status == "D" else "the run went on"
             self.saw(f"a sibling was cleared, and {saw}")
 
+    def may_say(self, talk: Talk) -> set[str | None]:
+        attempt = self.attempts.get(talk)
+        if attempt is None or attempt.told_to_end is None:
+            return super().may_say(talk)
+        return super().may_say(talk) | talk.all_told  # its watch does not know what its on_kill was told
+
     def check_what_it_did(
         self, talk: Talk, call: Call[Any], before: dict[int, Row], after: dict[int, Row]
     ) -> None:
@@ -508,8 +539,11 @@ class TaskMachine(Interleavings):
             run = talk.run = reply.workflow_run_id
             assert talk.made == {run}
             talk.told = reply.status.value  # what it had been told before was of another run
+            talk.all_told = {talk.told}
             self.created_at[run] = self.now
             self.homes[run] = attempt.gate
+            if attempt.told_to_end not in (None, "running"):
+                self.evidence.add(run)
             self.ours.append(run)
             self.kept.add(run)
 
@@ -531,8 +565,8 @@ class TaskMachine(Interleavings):
         row = self.read().get(talk.run)
         if row is None or talk.spoilt > attempt.spoilt:
             return
-        if attempt.told_to_end == "running":
-            if row.status in LIVE:
+        if attempt.heard not in ENDED:  # a user who clears the task meanwhile is heeded by the next try
+            if attempt.told_to_end == "running" and row.status in LIVE:
                 self.saw("a drained worker let its run go")
         elif self.is_at_home(talk, attempt):
             looked_only = attempt.operator is not None and attempt.operator._own is None

@@ -162,6 +162,15 @@ def script_ended_while_deferred(machine: TaskMachine) -> None:
     assert machine.world.seen["a user ended a deferred task, and the run was stopped"]
 
 
+def script_told_late(machine: TaskMachine) -> None:
+    to_status(machine, 3, deferrable=True)
+    machine.time_passes_and_all_are_punctual(10, reaper=False)
+    machine.the_user_clears_the_task(True, late=True)
+    machine.time_passes_and_all_are_punctual(50, reaper=False)
+    (run,) = (run for run, row in machine.rows.items() if row.status in "CH")
+    assert run in machine.to_be_stopped
+
+
 def script_another_server(machine: TaskMachine) -> None:
     to_status(machine, 0)
     dies_on_its_worker(machine)
@@ -209,6 +218,7 @@ SCRIPTS = (
     script_ended_on_its_worker,
     script_ended_amid_the_look,
     script_ended_while_deferred,
+    script_told_late,
     script_another_server,
     script_another_server_for_a_trigger,
     script_rotated,
