@@ -123,7 +123,8 @@ class RenderedBeforeDeferral:
     """Mixin of operators and sensors that need none of their templates once they have been deferred.
 
     Airflow renders them anew when a task comes back, and what they name may be gone by then: a Variable, an
-    upstream's XCom. What was decided before the deferral holds (design rule 9), so that is no failure.
+    upstream's XCom. What was decided before the deferral holds (docs/rules.md, rule 9), so that is no
+    failure.
     """
 
     def _do_render_template_fields(self, *args: Any, **kwargs: Any) -> None:

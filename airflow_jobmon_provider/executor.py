@@ -45,7 +45,8 @@ from urllib.parse import quote
 
 STARTUP_TIMEOUT = 180  # seconds, as in Jobmon's own command
 STOP_TIMEOUT = 5  # seconds that a distributor has to end, when its executor was stopped or has died
-COMMIT_TIMEOUT = 10  # seconds within which the server shows what it has said (protocol page)
+COMMIT_TIMEOUT = 10
+"""Seconds within which the server shows what it has said (docs/protocol.md, "Replies before the commit")."""
 UNKNOWN_TIMEOUT = 3  # seconds after which a run that the server does not know does not exist
 TAKEN = b"T"
 """What the executor writes into its lifeline when it takes the run."""

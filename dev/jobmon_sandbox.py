@@ -32,7 +32,7 @@ from dev.launcher import Child, free_ports
 T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE / "jobmon_constraints.txt"
-# Pre-releases: pip takes them only by exact version (protocol page, "Run a real one").
+# Pre-releases: pip takes them only by exact version (docs/protocol.md, "Run a real one").
 PACKAGES = ("jobmon_server==3.4.8.dev3", "jobmon_core==3.4.8", "jobmon_client==3.4.3.dev3")
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

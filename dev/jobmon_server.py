@@ -3,7 +3,7 @@
     python jobmon_server.py PORT REQUEST_LOG [--released]
 
 ``/api/v2`` is the server as released. ``/api/v3`` of the released server wants a browser login and lacks what
-came later; here it answers as Jobmon's development version ("3.7") does where the protocol page says that it
+came later; here it answers as Jobmon's development version ("3.7") does where docs/protocol.md says that it
 differs: the routes below, written for these tests, on the released server's own models. With ``--released``
 they are left out.
 """

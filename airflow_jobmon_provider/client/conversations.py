@@ -81,10 +81,11 @@ Conversation = Generator[Step, Any, T]
 
 
 class Outage:
-    """Outlives a server that fails or is not reached: warns when that starts and when it ends (rule 3).
+    """Outlives a server that fails or is not reached: warns when that starts and when it ends.
 
-    A server may also reply before what it says is in its database (protocol page, "What follows from this").
-    So for the first seconds of a run's life it is worth asking again about one that is "not found".
+    See docs/rules.md, rule 3. A server may also reply before what it says is in its database
+    (docs/protocol.md, "Replies before the commit"). So for the first seconds of a run's life it is worth
+    asking again about one that is "not found".
 
     :param subject: what is asked about, for the warnings.
     :param clock: monotonic seconds.
@@ -227,7 +228,8 @@ def try_again(
                 raise
             pause = max(min(pause, left), _SHORTEST_PAUSE)  # the last try is at the limit
             problem = error
-        level = logging.WARNING if failures == 1 else logging.DEBUG  # one warning an outage (rule 3)
+        # One warning for each outage (docs/rules.md, rule 3).
+        level = logging.WARNING if failures == 1 else logging.DEBUG
         yield Note(level, f"{problem}; trying again in {pause:.1f} s, for {left:.0f} s at most")
         yield Pause(pause)
 

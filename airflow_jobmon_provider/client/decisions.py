@@ -28,7 +28,7 @@ _LEAST_BEAT_TIMEOUT = 1.0
 
 
 class KeepAlive(str, Enum):
-    """For how long a run's heartbeat is this client's business (design rule 1)."""
+    """For how long a run's heartbeat is this client's business (docs/rules.md, rule 1)."""
 
     NEVER = "never"
     """Only watch. A run in LINKING is lost once its heartbeat runs out."""
@@ -41,7 +41,7 @@ class KeepAlive(str, Enum):
 def beats(keep_alive: KeepAlive, status: RunStatus) -> bool:
     """Whether a heartbeat is to be sent for a run that was last seen in this status.
 
-    Only runs in L and R can be saved by one (protocol page, "What follows from this").
+    Only runs in L and R can be saved by one (docs/protocol.md, "Heartbeats").
     """
     if status is RunStatus.LINKING:
         return keep_alive is not KeepAlive.NEVER

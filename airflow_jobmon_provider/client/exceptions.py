@@ -43,7 +43,7 @@ class RecordNotFound(InvalidRequest):
     """The server has no such workflow or run.
 
     3.4.8 says so with a 500 that names ``NoResultFound``, 3.7 with a 404 that names the workflow
-    (protocol page, row ``is_resumable``).
+    (docs/protocol.md, "Routes").
     """
 
 

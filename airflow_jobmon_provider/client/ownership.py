@@ -1,4 +1,4 @@
-"""Conversations about owning a run: create exactly one, and leave none behind (design rule 2)."""
+"""Conversations about owning a run: create exactly one, and leave none behind (docs/rules.md, rule 2)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def create_run(
 
     If a reply is lost, its run may exist and be LINKING with nobody to keep it alive. The next request is
     then refused until that run's heartbeat date has passed and it has been reaped, by this client where the
-    server lets it be found, else by Jobmon's reaper (protocol page, "What follows from this"). The server
+    server lets it be found, else by Jobmon's reaper (docs/protocol.md, "Creating a run"). The server
     lets only one run link, so asking again never makes a second one.
 
     :param user: who the run is for, as Jobmon records it.
@@ -137,7 +137,7 @@ def end_without_executor(
 ) -> Conversation[RunStatus]:
     """End a run whose executor is known to be dead, as far as that is not the work of Jobmon's reaper.
 
-    The reaper ends runs in R, C and H (protocol page, "Statuses"). One in L is aborted, so that no other
+    The reaper ends runs in R, C and H (docs/protocol.md, "Statuses"). One in L is aborted, so that no other
     executor waits for it; B, I and O are left by nobody else, and would stand in the workflow's way for ever.
 
     A run that has just been created may not be there yet, where the server answers before it commits.
@@ -170,8 +170,8 @@ def give_up_run(
 ) -> Conversation[RunStatus | None]:
     """Abort a run that nobody has taken; stop one that an executor has, if that is wanted.
 
-    A signal to stop moves a run in B or R only (protocol page). One in I or O is asked about until it is
-    RUNNING, and then told to stop. A warning says so where that was not in time.
+    A signal to stop moves a run in B or R only (docs/protocol.md, "Resuming"). One in I or O is asked about
+    until it is RUNNING, and then told to stop. A warning says so where that was not in time.
 
     :param stop_workflow: the run's workflow, to be told to stop (cold resume); None: leave a run alone that
         an executor has. The signal goes out only while this run is the workflow's active one.

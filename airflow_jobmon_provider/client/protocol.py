@@ -5,7 +5,7 @@ and whose ``read`` turns the reply into typed data or raises. Whoever adds a rou
 ``decipher`` reads every HTTP response, status by status; ``is_retryable`` and ``was_not_processed`` are the
 only places that decide which failures are worth a retry.
 
-The facts about routes and replies come from the project's protocol page, which was measured on Jobmon 3.4.8
+The facts about routes and replies come from docs/protocol.md, which was measured on Jobmon 3.4.8
 and on its development version of early 2026 ("3.7").
 """
 
@@ -82,8 +82,8 @@ class Call(Generic[T]):
     :param frequent: whether thousands of it are sent, so that a transport may prepare it and send it in a
         cheaper way. Such a call is idempotent, too.
     :param costly: whether it costs the server time in proportion to the workflow's tasks: half a minute for
-        a million (protocol page, "Size"). Such a call is given more time, and not sent again while it may be
-        at work.
+        a million (docs/protocol.md, "Size"). Such a call is given more time, and not sent again while it may
+        be at work.
     """
 
     verb: Verb
@@ -352,7 +352,7 @@ def peek_status(workflow_run_id: int) -> Call[RunStatus]:
     """Read a run's status and change nothing, not even its heartbeat date.
 
     No route reads one run's status. A heartbeat that says REGISTERED does: nothing leads into that status,
-    so the server refuses it and replies the status that is (protocol page, "What follows from this").
+    so the server refuses it and replies the status that is (docs/protocol.md, "Heartbeats").
     """
     return log_heartbeat(workflow_run_id, RunStatus.REGISTERED, 0)
 

@@ -1,7 +1,7 @@
 """How to reach one Jobmon server, and Jobmon's own settings as the source of that.
 
 Jobmon reads ``JOBMON__SECTION__KEY`` environment variables over a YAML file (``JOBMON__CONFIG_FILE``) over
-defaults (protocol page, "Jobmon's settings"); so does :meth:`Settings.from_defaults`.
+defaults (docs/protocol.md, "Settings"); so does :meth:`Settings.from_defaults`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_REPORT_BY_BUFFER = 3.1
 
 COSTLY_TIMEOUT = 600
 """Seconds that a call may take at least which costs the server time in proportion to the workflow's tasks: a
-million of them take half a minute where nothing else is to be done (protocol page, "Size")."""
+million of them take half a minute where nothing else is to be done (docs/protocol.md, "Size")."""
 
 _SHORTEST_TIMEOUT = 0.001  # 0 means "for ever" to aiohttp, and "do not wait" to a socket
 

@@ -1,4 +1,4 @@
-"""Jobmon's status codes, by the names its own documentation uses (protocol page, "Statuses")."""
+"""Jobmon's status codes, by the names its own documentation uses (docs/protocol.md, "Statuses")."""
 
 from __future__ import annotations
 

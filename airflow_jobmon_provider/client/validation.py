@@ -16,8 +16,8 @@ def positive_id(name: str, value: Any) -> int:
 
     :param name: the parameter's name, for the message.
     :param value: an integer, or its decimal digits as text.
-    :raises ValueError: it is anything else, or not positive. Design rule 8: an id never leaves its place in
-        a URL.
+    :raises ValueError: it is anything else, or not positive. An id never leaves its place in a URL
+        (docs/rules.md, rule 8).
     """
     number = value
     if isinstance(value, str):

@@ -220,7 +220,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
 
 @dataclass(frozen=True)
 class _Resume:
-    """What was decided before anything was sent, and holds after a deferral (design rule 9). Plain values.
+    """What was decided before anything was sent, and holds after a deferral (docs/rules.md, rule 9).
 
     :param deadline: seconds since the epoch when ``resume_timeout`` is over.
     :param execution_deadline: the same for ``execution_timeout``; None: there is none.
@@ -346,7 +346,7 @@ class _ResumeWork:
         self._log.info("Raised the resources of %d failed task(s)", raised)
 
     def _stop_if_done(self, details: WorkflowDetails | None) -> None:
-        # A workflow that is DONE reports resumable, but refuses a new run (protocol page).
+        # A workflow that is DONE reports resumable, but refuses a new run (docs/protocol.md, "Resuming").
         if details is not None and details.status == WorkflowStatus.DONE:
             message = f"workflow {self.decided.workflow_id} is DONE: there is nothing to resume"
             self._log.info("The %s", message)  # Airflow shows a skip's reason only in the line's details
@@ -981,7 +981,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
     @contextlib.contextmanager
     def _looking_after(self, own: _OwnRun, hook: JobmonHook) -> Iterator[None]:
-        """Leave no run behind that nobody owns, however the task is broken off (design rule 2)."""
+        """Leave no run behind that nobody owns, however the task is broken off (docs/rules.md, rule 2)."""
         self._own = own
         try:
             yield
@@ -1068,7 +1068,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             self._execution.stop(_EXECUTOR_GRACE if status.is_terminal else _CANCEL_PATIENCE)
 
     def _give_up(self, own: _OwnRun, hook: JobmonHook | None, *, stop: bool) -> RunStatus | None:
-        """Leave no run behind that nobody owns (design rule 2).
+        """Leave no run behind that nobody owns (docs/rules.md, rule 2).
 
         :param hook: None: read the connection anew.
         :param stop: also stop it if an executor has it.
@@ -1099,7 +1099,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
 @dataclass(frozen=True)
 class _OwnRun:
-    """The run that a task looks after, with what holds for it from its creation on (design rule 9).
+    """The run that a task looks after, with what holds for it from its creation on (docs/rules.md, rule 9).
 
     :param workflow_run_id: the run.
     :param workflow_id: its workflow; None: not known, after a deferral that an older version made.

@@ -1,8 +1,8 @@
 """Triggers that wait for Jobmon in the triggerer's event loop, without a worker slot.
 
 Each outlives a server that fails or is not reached, fires one event at the end, and never dies by an
-exception (design rule 3). An event is a small dict: ``status`` (``success``, ``failed``, ``timeout`` or
-``error``), ``message``, one line for the user, every id that is known, and ``server``, the address of the
+exception (docs/rules.md, rule 3). An event is a small dict: ``status`` (``success``, ``failed``, ``timeout``
+or ``error``), ``message``, one line for the user, every id that is known, and ``server``, the address of the
 server on which they live (None: not known).
 """
 
@@ -94,7 +94,7 @@ class _JobmonTrigger(BaseTrigger):
             )
         except (JobmonError, AirflowNotFoundException, ValueError) as error:
             event = self._event("error", str(error))
-        except Exception as error:  # whatever it is, the task must learn of it (rule 3)
+        except Exception as error:  # whatever it is, the task must learn of it (docs/rules.md, rule 3)
             self.log.exception("Trigger failed unexpectedly")
             event = self._event("error", f"unexpected {type(error).__name__}: {excerpt(error)}")
         yield TriggerEvent({**event, **self._ids(), "server": server})
@@ -250,8 +250,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     """Keeps a workflow run alive as long as that is Airflow's business, and fires when the run has ended.
 
     While the run is LINKING it beats, and each beat is also the look at the status. From BOUND on it only
-    looks, with a request that changes nothing: a dead executor must be seen by Jobmon's reaper (design rule
-    1; ``keep_alive="until_done"`` opts out of that for executors that do not beat themselves).
+    looks, with a request that changes nothing: Jobmon's reaper must see a dead executor (docs/rules.md,
+    rule 1; ``keep_alive="until_done"`` opts out of that for executors that do not beat themselves).
 
     The event: ``{"status": "success" | "failed" | "timeout" | "error", "workflow_id": int or None,
     "workflow_run_id": int, "workflow_run_status": code or None, "server": address or None, "message": str}``.

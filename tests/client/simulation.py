@@ -78,7 +78,7 @@ class Simulation:
         return [text for level, text in self.notes if level >= logging.WARNING]
 
 
-# Old and new status, as on the protocol page ("Statuses").
+# Old and new status, as in docs/protocol.md, "Transitions".
 VALID_MOVES = "GL LB LA BI BE BC BH IO IE OR OE RD RS RE RC RH CT HT"
 
 

@@ -1,4 +1,4 @@
-"""Waiting and watching in simulated time: rules 1 to 4 of the design, to the second."""
+"""Waiting and watching in simulated time: docs/rules.md, rules 1 to 4, to the second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Creating exactly one run and leaving none behind, in simulated time (design rule 2)."""
+"""Creating exactly one run and leaving none behind, in simulated time (docs/rules.md, rule 2)."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_a_server_that_stays_down_is_none() -> None:
 
 
 class RunOfADeadExecutor:
-    """A run on a simulated server that knows the transitions of the protocol page."""
+    """A run on a simulated server that knows the transitions of docs/protocol.md, "Transitions"."""
 
     VALID = frozenset({"LA", "BE", "IE", "OE", "RE"})
 

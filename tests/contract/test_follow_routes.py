@@ -1,4 +1,4 @@
-"""The protocol page's rows about tasks, on a real Jobmon, released and newer routes."""
+"""What docs/protocol.md says about tasks, on a real Jobmon, released and newer routes."""
 
 from __future__ import annotations
 

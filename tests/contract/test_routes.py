@@ -1,4 +1,4 @@
-"""Every row of the protocol page that the client relies on, on a real Jobmon, released and newer routes.
+"""Every row of docs/protocol.md that the client relies on, on a real Jobmon, released and newer routes.
 
 If one of these fails after an upgrade of Jobmon, the client rests on something that is no longer true.
 """

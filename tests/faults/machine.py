@@ -1,8 +1,8 @@
 """The state machine that carries our conversations on among executors, Jobmon's reaper and other clients.
 
 It carries each conversation one exchange at a time, so that anything may happen between two of
-them, and lets time pass by a clock of its own. After every step, design rules 1 and 2 are checked against the
-database and against what was sent.
+them, and lets time pass by a clock of its own. After every step, the first two rules (docs/rules.md,
+rules 1 and 2) are checked against the database and against what was sent.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SMALL_STEP = 10  # seconds by which whoever is in time is late at most
 FAULTS_IN_ITS_STRIDE = 2  # after so many in a row, a heartbeat still comes in time
 
 LIVE = frozenset("LBIORCH")
-BLOCKING = frozenset("LBRCH")  # what Jobmon itself counts as alive (protocol page, "Statuses")
+BLOCKING = frozenset("LBRCH")  # what Jobmon itself counts as alive (docs/protocol.md, "Statuses")
 TERMINAL = frozenset("DESAT")
 
 # What each request of ours may do to a run, old status and new: "-" is a run that was not there before.

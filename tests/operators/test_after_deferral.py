@@ -1,4 +1,4 @@
-"""What was decided before deferring holds after it (design rule 9), whatever the templates say by then."""
+"""What was decided before deferring holds after it, whatever templates say then (docs/rules.md, rule 9)."""
 
 from __future__ import annotations
 
