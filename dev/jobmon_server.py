@@ -192,6 +192,7 @@ class RequestLog:
         entry = {"time": time.time(), "method": scope["method"], "path": scope["path"]}
         entry["query"] = scope["query_string"].decode()
         asked, replied = bytearray(), bytearray()
+        messages: list[Any] = []
 
         async def listen() -> Any:
             message = await receive()
@@ -202,9 +203,11 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 entry["status_code"] = message["status"]
             replied.extend(message.get("body", b"")[: MAX_LOGGED - len(replied)])
+            messages.append(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                log()  # before the client has it, so that whoever got a reply finds it in the log
-            await send(message)
+                log()  # before the client has any of it, so that a client with a reply finds it in the log
+                for each in messages:
+                    await send(each)
 
         def log() -> None:
             zipped = replied.startswith(b"\x1f\x8b")

@@ -122,7 +122,11 @@ async def test_a_deadline_that_is_over_is_one_look(sandbox: JobmonSandbox) -> No
     workflow_id = sandbox.make_workflow_in("R").workflow_id
     event = await fire(WorkflowResumableTrigger(workflow_id, deadline=time.time() - 1000))
     assert event["status"] == "timeout"
-    assert len(sandbox.requests(f"/workflow/{workflow_id}/is_resumable")) == 1
+    looks = f"/workflow/{workflow_id}/is_resumable"
+    await until(
+        lambda: sandbox.requests(looks), "the look"
+    )  # the trigger waits for its reply a second at most
+    assert len(sandbox.requests(looks)) == 1
 
 
 async def test_a_forced_clean_up(connection: Callable[..., None], sandbox: JobmonSandbox) -> None:
