@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 120
 TEST_PROCESSES ?= 3
 STAMP := $(VENV)/.installed
 
-.PHONY: help install lint audit format test fuzz services test-stack demo bench sandbox constraints clean
+.PHONY: help install lint audit format test fuzz services test-stack demo bench sandbox docs constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -66,6 +66,9 @@ bench: $(STAMP)  ## Measure speed and scale beside the peers; BENCH_ARGS="heartb
 
 sandbox: $(STAMP)  ## Start a real Jobmon in the foreground
 	$(BIN)/python -m dev.jobmon_sandbox
+
+docs: $(STAMP)  ## Write what the docs take from the code
+	$(BIN)/python -m dev.lifecycle_page
 
 constraints: $(STAMP)  ## Take the newest versions and pin them
 	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \

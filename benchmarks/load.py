@@ -232,8 +232,8 @@ async def beats_behind_counts(url: str, counts: float, beats: float) -> dict[str
     """
     from airflow_jobmon_provider.client import protocol
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
+    from airflow_jobmon_provider.client.lifecycle import RunStatus
     from airflow_jobmon_provider.client.settings import Settings
-    from airflow_jobmon_provider.client.statuses import RunStatus
 
     settings = Settings(f"{url}/api/v3")
     async with contextlib.AsyncExitStack() as stack:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
+from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from dev.airflow_stack import AirflowStack, AirflowStackError
 from dev.jobmon_sandbox import JobmonSandbox, SandboxError
 

@@ -24,8 +24,8 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
-from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -674,7 +674,7 @@ class _Watch:
             if self.status is not None:
                 self.changed = self.clock()
             self.status = seen
-        if decisions.is_starting(seen):
+        if seen.is_starting:
             self.starting_since = self.clock() if self.starting_since is None else self.starting_since
             yield from self._warn_of_a_slow_start()
         elif seen.is_known:
@@ -741,7 +741,7 @@ class _Watch:
         return self._is_over(self.handoff_timeout) or (self.owned and self._is_over(self.timeout))
 
     def _may_end_a_slow_start(self) -> bool:
-        starting = self.status is not None and decisions.is_starting(self.status)
+        starting = self.status is not None and self.status.is_starting
         return starting and self.owned and self.startup_timeout is not None
 
     def _startup_is_over(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
+from airflow_jobmon_provider.client.lifecycle import STAGES, Owner, RunStatus, WorkflowStatus
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.protocol import Resumability
@@ -41,16 +41,12 @@ class KeepAlive(str, Enum):
 def beats(keep_alive: KeepAlive, status: RunStatus) -> bool:
     """Whether a heartbeat is to be sent for a run that was last seen in this status.
 
-    Only runs in L and R can be saved by one (docs/protocol.md, "Heartbeats").
+    Not where none can keep the run alive (docs/protocol.md, "Heartbeats").
     """
-    if status is RunStatus.LINKING:
-        return keep_alive is not KeepAlive.NEVER
-    return status is RunStatus.RUNNING and keep_alive is KeepAlive.UNTIL_DONE
-
-
-def is_starting(status: RunStatus) -> bool:
-    """Whether an executor has a run in this status and has not begun: Jobmon's reaper ends none of these."""
-    return status in (RunStatus.BOUND, RunStatus.INSTANTIATED, RunStatus.LAUNCHED)
+    if not status.stage.heartbeat:
+        return False
+    ours = status.stage.owner is Owner.CREATOR
+    return keep_alive is KeepAlive.UNTIL_DONE or (ours and keep_alive is KeepAlive.UNTIL_BOUND)
 
 
 def beat_timeout(left: float | None, window: float) -> float:
@@ -96,7 +92,9 @@ def resume_step(reply: Resumability, force_cleanup: bool) -> ResumeStep:
     return ResumeStep.WAIT
 
 
-STARTING = (WorkflowStatus.INSTANTIATING, WorkflowStatus.LAUNCHED)
+STARTING = tuple(
+    stage.workflow for stage in STAGES.values() if stage.owner is Owner.EXECUTOR and not stage.blocks
+)
 """An executor has the workflow's run and is about to begin, which ``is_resumable`` overlooks."""
 
 

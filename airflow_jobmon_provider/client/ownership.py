@@ -29,8 +29,8 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     WorkflowBusy,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import CreatedRun
-from airflow_jobmon_provider.client.statuses import RunStatus
 
 T = TypeVar("T")
 
@@ -151,9 +151,8 @@ def end_without_executor(
     subject = f"workflow run {workflow_run_id}"
     outage = Outage(subject, clock, not_found_until=clock() + decisions.COMMIT_PATIENCE)
     while True:
-        # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing.
-        seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED))
-        if taken and seen in (RunStatus.BOUND, RunStatus.INSTANTIATED, RunStatus.LAUNCHED):
+        seen = yield from outage.ask(protocol.abort(workflow_run_id))
+        if taken and seen is not None and seen.is_starting:
             seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ERROR))
         if seen is not None:
             return seen
@@ -190,18 +189,16 @@ def give_up_run(
     )
     status: RunStatus | None = None
     while True:
-        # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing. The reply
-        # counts, not a look after it: that may still say LINKING.
+        # The reply counts, not a look after it: that may still say LINKING.
         patience = max(min(timeout / 3, _left(end, clock)), LAST_LOOK)
-        seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ABORTED), patience)
+        seen = yield from outage.ask(protocol.abort(workflow_run_id), patience)
         status = seen or status
         if seen is not None:
-            stopping = seen in (RunStatus.COLD_RESUME, RunStatus.HOT_RESUME)
             left_alone = stop_workflow is None and seen is not RunStatus.LINKING
-            if seen.is_terminal or stopping or left_alone:
+            if seen.is_terminal or seen.is_stopping or left_alone:
                 return seen
             # In a status that is not known, this run is not what the signal would move.
-            if stop_workflow is not None and seen in (RunStatus.BOUND, RunStatus.RUNNING):
+            if stop_workflow is not None and seen.takes_signals:
                 # If the reply is lost, the status is read again before another signal.
                 signal = protocol.set_resume(stop_workflow, reset_running_jobs=True)
                 yield from outage.ask(signal, _left(end, clock))
@@ -222,7 +219,7 @@ def _what_is_left(
     found = f"it is {status}" if error is None else f"it was {status or 'not asked about'}, and {error}"
     if status is RunStatus.LINKING or stop_workflow is None:
         return f"{found}. If no executor takes it, its heartbeat runs out by itself"
-    if status is not None and decisions.is_starting(status):
+    if status is not None and status.is_starting:
         return (
             f"{found}, where it cannot be told to stop. End its executor on the cluster, or resume workflow"
             f" {stop_workflow} once the run is RUNNING"
@@ -270,7 +267,7 @@ def give_up_overdue_run(
         return ended(workflow_run_id, status)
     if status is None:
         return replace(end, answered=False)
-    told = status.is_terminal or status in (RunStatus.COLD_RESUME, RunStatus.HOT_RESUME)
+    told = status.is_terminal or status.is_stopping
     then = f"Told to stop, it is {status}" if told else f"It could not be told to stop yet, as it is {status}"
     return replace(end, status=status, message=f"{end.message}. {then}")
 

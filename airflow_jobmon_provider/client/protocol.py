@@ -40,7 +40,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotResumable,
     WorkflowRunNotFound,
 )
-from airflow_jobmon_provider.client.statuses import RunStatus, read_status
+from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.text import (
     EXCERPT_LENGTH,
     NO_SECRETS,
@@ -366,6 +366,11 @@ def update_status(workflow_run_id: int, status: RunStatus) -> Call[RunStatus]:
         _run_status,
         not_found=_no_run(workflow_run_id),
     )
+
+
+def abort(workflow_run_id: int) -> Call[RunStatus]:
+    """Abort a run that no executor has taken. Only LINKING leads to ABORTED: any other run it reads only."""
+    return update_status(workflow_run_id, RunStatus.ABORTED)
 
 
 def lost_workflow_runs(status: RunStatus) -> Call[tuple[LostRun, ...]]:

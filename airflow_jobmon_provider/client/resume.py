@@ -24,8 +24,8 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     WorkflowBusy,
 )
+from airflow_jobmon_provider.client.lifecycle import WorkflowStatus
 from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
-from airflow_jobmon_provider.client.statuses import WorkflowStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowBusy,
     WorkflowNotResumable,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
 from airflow_jobmon_provider.client.resume import check_increase_resources
 from airflow_jobmon_provider.client.settings import (
@@ -35,7 +36,6 @@ from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_TIMEOUT,
     heartbeat_defaults,
 )
-from airflow_jobmon_provider.client.statuses import RunStatus, read_status
 from airflow_jobmon_provider.client.validation import positive_id, seconds
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError, ServerChanged, ServerFailure
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_REQUEST_TIMEOUT,
     DEFAULT_RETRIES_ATTEMPTS,
@@ -33,7 +34,6 @@ from airflow_jobmon_provider.client.settings import (
     same_server,
     split_address,
 )
-from airflow_jobmon_provider.client.statuses import RunStatus
 from airflow_jobmon_provider.client.text import excerpt, shown
 from airflow_jobmon_provider.client.validation import positive_id, seconds, whole
 
@@ -322,8 +322,7 @@ class JobmonHook(BaseHook):
         from airflow_jobmon_provider.client import protocol
 
         run = positive_id("workflow_run_id", workflow_run_id)
-        # Only LINKING leads to ABORTED; for any other status this reads it and changes nothing.
-        status = self.ask(protocol.update_status(run, RunStatus.ABORTED))
+        status = self.ask(protocol.abort(run))
         self.log.info("Workflow run %d is %s: %s", run, status, status.meaning)
         return status
 

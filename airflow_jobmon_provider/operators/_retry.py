@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.settings import same_server
-from airflow_jobmon_provider.client.statuses import RunStatus
 from airflow_jobmon_provider.client.validation import positive_id
 
 if TYPE_CHECKING:

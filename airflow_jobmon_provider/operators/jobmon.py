@@ -27,8 +27,8 @@ from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.settings import same_server
-from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
     from airflow_jobmon_provider.client.conversations import Conversation
-    from airflow_jobmon_provider.client.statuses import RunStatus
+    from airflow_jobmon_provider.client.lifecycle import RunStatus
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Note, Pause, Step
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerUnreachable, WorkflowRunNotFound
+from airflow_jobmon_provider.client.lifecycle import moves
 from airflow_jobmon_provider.client.protocol import Call
 
 T = TypeVar("T")
@@ -78,8 +79,7 @@ class Simulation:
         return [text for level, text in self.notes if level >= logging.WARNING]
 
 
-# Old and new status, as in docs/protocol.md, "Transitions".
-VALID_MOVES = "GL LB LA BI BE BC BH IO IE OR OE RD RS RE RC RH CT HT"
+VALID_MOVES = {old.value + new.value for old, new in moves()}
 
 
 @dataclass

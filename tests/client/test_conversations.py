@@ -29,8 +29,8 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotFound,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Call
-from airflow_jobmon_provider.client.statuses import RunStatus
 from tests.client.simulation import Answer, Simulation
 
 DOWN = ServerUnreachable("GET http://jobmon: Connection refused", processed=False)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from airflow_jobmon_provider.client import decisions
 from airflow_jobmon_provider.client.decisions import KeepAlive, ResumeStep
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Resumability
-from airflow_jobmon_provider.client.statuses import RunStatus
 
 elapsed = st.floats(0, 1e6)
 chances = st.floats(0, 1).map(lambda part: lambda low, high: low + part * (high - low))

@@ -8,8 +8,8 @@ import pytest
 
 from airflow_jobmon_provider.client.decisions import COMMIT_PATIENCE
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.ownership import end_without_executor
-from airflow_jobmon_provider.client.statuses import RunStatus
 from tests.client.simulation import Simulation
 from tests.client.test_ownership import RunOfADeadExecutor
 

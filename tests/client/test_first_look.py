@@ -10,8 +10,8 @@ import pytest
 from airflow_jobmon_provider.client.conversations import Outage, RunEnd, RunOutcome, look_at_run, watch_run
 from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
+from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.protocol import Call, peek_status
-from airflow_jobmon_provider.client.statuses import RunStatus, read_status
 from tests.client.simulation import RunOnServer, Simulation
 
 

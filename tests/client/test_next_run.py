@@ -23,9 +23,9 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerFailure,
     ServerUnreachable,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.ownership import make_ready, stop_run
 from airflow_jobmon_provider.client.protocol import Call
-from airflow_jobmon_provider.client.statuses import RunStatus
 from tests.client.simulation import Simulation
 
 NO_REPLY = ServerUnreachable("GET http://jobmon: no reply within 20 s")

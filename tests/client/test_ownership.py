@@ -14,9 +14,9 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowBusy,
     WorkflowNotResumable,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.ownership import create_run, end_without_executor, give_up_run
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
-from airflow_jobmon_provider.client.statuses import RunStatus
 from tests.client.simulation import Simulation
 
 REFUSED = ServerUnreachable("POST http://jobmon: Connection refused", processed=False)

@@ -25,6 +25,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotResumable,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import (
     CreatedRun,
     LostRun,
@@ -32,7 +33,6 @@ from airflow_jobmon_provider.client.protocol import (
     Resumability,
     WorkflowDetails,
 )
-from airflow_jobmon_provider.client.statuses import RunStatus
 from airflow_jobmon_provider.client.validation import positive_id
 
 URL = "http://jobmon.example/api/v3/workflow/7/is_resumable"

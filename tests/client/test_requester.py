@@ -29,9 +29,9 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     UnreadableReply,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
 from airflow_jobmon_provider.client.settings import Settings
-from airflow_jobmon_provider.client.statuses import RunStatus
 from tests.client.simulation import Simulation
 from tests.stub_server import HANG_UP, Reply, StubServer
 

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import UnreadableReply
-from airflow_jobmon_provider.client.statuses import RunStatus, read_status
+from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.workflow_run import WorkflowRun
 
 

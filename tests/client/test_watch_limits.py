@@ -18,9 +18,9 @@ from airflow_jobmon_provider.client.conversations import (
 )
 from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.ownership import give_up_overdue_run
 from airflow_jobmon_provider.client.protocol import Call, task_counts
-from airflow_jobmon_provider.client.statuses import RunStatus
 from tests.client.simulation import SILENT, RunOnServer, Simulation
 
 FOR_EVER = (0.0, 1e9)

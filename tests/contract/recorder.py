@@ -25,8 +25,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Call
-from airflow_jobmon_provider.client.statuses import RunStatus
 
 NOBODY = 987_654_321
 """No workflow, run or task has this id."""

@@ -25,6 +25,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotResumable,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import (
     Call,
     CreatedRun,
@@ -35,7 +36,6 @@ from airflow_jobmon_provider.client.protocol import (
     TaskCounts,
     WorkflowDetails,
 )
-from airflow_jobmon_provider.client.statuses import RunStatus
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.contract.recorder import NOBODY, Recording, record, record_login_wanted, shape, unnamed
 from tests.fuzz.targets import routes_of_the_protocol

@@ -18,9 +18,9 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotResumable,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import LostRun, Resumability
 from airflow_jobmon_provider.client.requester import Requester, ask
-from airflow_jobmon_provider.client.statuses import RunStatus, WorkflowStatus
 from dev.jobmon_sandbox import JobmonSandbox
 
 NOBODY = 987_654_321

@@ -41,10 +41,10 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     WorkflowBusy,
 )
+from airflow_jobmon_provider.client.lifecycle import STAGES, Mover, RunStatus, moves
 from airflow_jobmon_provider.client.ownership import create_run, end_without_executor, give_up_run
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
 from airflow_jobmon_provider.client.requester import Requester, ask
-from airflow_jobmon_provider.client.statuses import RunStatus
 from dev.jobmon_sandbox import JobmonSandbox, SandboxError
 
 INTERVAL, BUFFER = 30.0, 3.1
@@ -52,20 +52,26 @@ GOOD_FOR = INTERVAL * BUFFER  # seconds: far more than the real ones that pass m
 SMALL_STEP = 10  # seconds by which whoever is in time is late at most
 FAULTS_IN_ITS_STRIDE = 2  # after so many in a row, a heartbeat still comes in time
 
-LIVE = frozenset("LBIORCH")
-BLOCKING = frozenset("LBRCH")  # what Jobmon itself counts as alive (docs/protocol.md, "Statuses")
-TERMINAL = frozenset("DESAT")
+TERMINAL = frozenset(status.value for status in RunStatus if status.is_terminal)
+LIVE = frozenset(status.value for status in RunStatus) - TERMINAL - {"G"}
+BLOCKING = frozenset(status.value for status, stage in STAGES.items() if stage.blocks)
+
+
+def codes(*movers: Mover) -> set[str]:
+    """Return the moves that these may make, as the codes of the old and the new status."""
+    return {old.value + new.value for old, new in moves(*movers)}
+
 
 # What each request of ours may do to a run, old status and new: "-" is a run that was not there before.
 MOVES = {
     "log_heartbeat": {"LL"},  # moves the heartbeat date; nothing else does
-    "update_status": {"LA"},
+    "update_status": codes(Mover.CREATOR),
     "workflow_run": {"-L", "-G"},
-    "set_resume": {"BC", "BH", "RC", "RH"},
-    "reap": {"LA"},
+    "set_resume": codes(Mover.SIGNAL),
+    "reap": codes(Mover.REAPER) & {"LA"},  # we look for no others
 }
 # What ends a run as well whose executor has not begun.
-MOVES_OF_AN_UNDERTAKER = {"update_status": {"LA", "BE", "IE", "OE"}}
+MOVES_OF_AN_UNDERTAKER = {"update_status": codes(Mover.CREATOR, Mover.UNDERTAKER)}
 OF_ANY_RUN = ("set_resume", "workflow_run", "reap")  # what a conversation about one run may do to another
 
 SITUATIONS = (

@@ -29,10 +29,10 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     UnreadableReply,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings
-from airflow_jobmon_provider.client.statuses import RunStatus
 from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.faults import proxy as faults

@@ -30,10 +30,10 @@ from hypothesis import strategies as st
 
 from airflow_jobmon_provider.client import plain_http, protocol, text
 from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.plain_http import LONGEST_REPLY
 from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization, join_prefix
-from airflow_jobmon_provider.client.statuses import RunStatus
 from airflow_jobmon_provider.client.validation import positive_id
 from airflow_jobmon_provider.execution import LONGEST_LINE, fit_to_show
 from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS

@@ -24,8 +24,8 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerFailure,
     ServerUnreachable,
 )
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.settings import same_server
-from airflow_jobmon_provider.client.statuses import RunStatus
 from airflow_jobmon_provider.hooks import jobmon as hook_module
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from tests.stub_server import Reply, StubServer

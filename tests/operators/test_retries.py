@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 
-from airflow_jobmon_provider.client.statuses import RunStatus
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.operators._retry import Step, next_step
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
