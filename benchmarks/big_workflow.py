@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import Figures
 from dev.jobmon_sandbox import JobmonSandbox
 from dev.services import ServiceMissing, mariadb_database
+
+if TYPE_CHECKING:
+    from airflow_jobmon_provider.client.protocol import Call
 
 DOUBLINGS, QUICK_DOUBLINGS = 20, 12
 _COLUMNS = (
@@ -37,7 +40,6 @@ def big_workflow(figures: Figures, *, quick: bool) -> None:
 
 def _measure(figures: Figures, sandbox: JobmonSandbox, doublings: int) -> None:
     from airflow_jobmon_provider.client import protocol
-    from airflow_jobmon_provider.client.exceptions import ServerUnreachable
     from airflow_jobmon_provider.client.requester import Requester, ask
 
     started = time.perf_counter()
@@ -46,44 +48,67 @@ def _measure(figures: Figures, sandbox: JobmonSandbox, doublings: int) -> None:
     print(f"big_workflow: {tasks} tasks in {time.perf_counter() - started:.0f} s", flush=True)
     requester = Requester(f"{sandbox.url}/api/v2")
     before = len(sandbox.requests())
-    timeouts = _TimeOuts()
-    logging.getLogger("airflow_jobmon_provider").addHandler(timeouts)
-    slowest = 0.0
-    asked: list[str] = []
-
-    def timed(call: protocol.Call[Any], send: Callable[[protocol.Call[Any]], Any]) -> Any:
-        nonlocal slowest
-        started = time.perf_counter()
-        asked.append(call.route)
-        try:
-            return send(call)
-        except ServerUnreachable as error:
-            timeouts.count(str(error))
-            return None
-        finally:
-            took = time.perf_counter() - started
-            slowest = max(slowest, took)
-            print(f"big_workflow: {call.verb} {call.route} took {took:.1f} s", flush=True)
 
     def block(call: protocol.Call[Any]) -> Any:
         return ask(requester, call)
 
     newest = sandbox.query("SELECT max(id) FROM task WHERE workflow_id = ?", workflow_id)[0][0]
-    for send in (block, lambda call: asyncio.run(_ask(requester.service_url, call))):
-        counts = timed(protocol.task_counts(workflow_id), send)
-        assert counts is None or (counts.total, counts.fatal) == (tasks, tasks), counts
-        failed = timed(protocol.failed_tasks(workflow_id, 5), send)
-        assert failed is None or [task.task_id for task in failed] == [newest - n for n in range(5)], failed
-    timed(protocol.set_resume_state(workflow_id, True), block)
+    with _Stopwatch() as timed:
+        for send in (block, lambda call: asyncio.run(_ask(requester.service_url, call))):
+            counts = timed(protocol.task_counts(workflow_id), send)
+            assert counts is None or (counts.total, counts.fatal) == (tasks, tasks), counts
+            failed = timed(protocol.failed_tasks(workflow_id, 5), send)
+            last = [newest - n for n in range(5)]
+            assert failed is None or [task.task_id for task in failed] == last, failed
+        timed(protocol.set_resume_state(workflow_id, True), block)
     left = sandbox.query("SELECT count(*) FROM task WHERE workflow_id = ? AND status <> 'G'", workflow_id)
-    assert timeouts.seen or left == [(0,)], left
+    assert timed.timeouts.seen or left == [(0,)], left
     requester.close()
-    logging.getLogger("airflow_jobmon_provider").removeHandler(timeouts)
-    seen = [request.path for request in sandbox.requests()[before:]]
-    most = max(sum(path.endswith(route) for path in seen) / asked.count(route) for route in set(asked))
-    figures.add("big_workflow_requests", most, "requests", at_most=1)
-    figures.add("big_workflow_timeouts", timeouts.seen, at_most=0)
-    figures.add("big_workflow_slowest_s", slowest, "s")
+    paths = [request.path for request in sandbox.requests()[before:]]
+    figures.add("big_workflow_requests", timed.most_requests_a_call(paths), "requests", at_most=1)
+    figures.add("big_workflow_timeouts", timed.timeouts.seen, at_most=0)
+    figures.add("big_workflow_slowest_s", timed.slowest, "s")
+
+
+class _Stopwatch:
+    """Sends calls, and notes how long each took.
+
+    :ivar slowest: seconds of the slowest one.
+    :ivar timeouts: those that were seen.
+    """
+
+    def __init__(self) -> None:
+        self.slowest = 0.0
+        self.timeouts = _TimeOuts()
+        self._asked: list[str] = []
+
+    def __enter__(self) -> _Stopwatch:
+        logging.getLogger("airflow_jobmon_provider").addHandler(self.timeouts)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("airflow_jobmon_provider").removeHandler(self.timeouts)
+
+    def __call__(self, call: Call[Any], send: Callable[[Call[Any]], Any]) -> Any:
+        """Send a call and return what its reply says; None: there was none."""
+        from airflow_jobmon_provider.client.exceptions import ServerUnreachable
+
+        started = time.perf_counter()
+        self._asked.append(call.route)
+        try:
+            return send(call)
+        except ServerUnreachable as error:
+            self.timeouts.count(str(error))
+            return None
+        finally:
+            took = time.perf_counter() - started
+            self.slowest = max(self.slowest, took)
+            print(f"big_workflow: {call.verb} {call.route} took {took:.1f} s", flush=True)
+
+    def most_requests_a_call(self, paths: Sequence[str]) -> float:
+        """Return how many requests there were for each call, for the route where they were most."""
+        sent = {route: sum(path.endswith(route) for path in paths) for route in self._asked}
+        return max(count / self._asked.count(route) for route, count in sent.items())
 
 
 class _TimeOuts(logging.Handler):

@@ -145,21 +145,8 @@ PEERS = {peer.__name__: peer for peer in (streams, aiohttp_session, session_per_
 # --- Triggers -----------------------------------------------------------------------------------------------
 
 
-async def triggers(
-    url: str,
-    count: float,
-    interval: float,
-    seconds: float,
-    settle: float = 0.0,
-    empty: float = 0,
-    age: float = AN_OLD_RUN,
-    sample: float = 0.01,
-) -> dict[str, float]:
-    """Run many heartbeat triggers, or empty ones that only sleep, on one event loop.
-
-    CPU time is counted from ``settle`` seconds after the start on, or with it. The lag of the loop is how
-    late sleeps of ``sample`` seconds end.
-    """
+def maker_of_triggers(interval: float, age: float, empty: bool) -> Callable[[int], Any]:
+    """Return what makes the trigger of a run: one that beats, or one that only sleeps."""
     from airflow.triggers.base import BaseTrigger
 
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
@@ -185,21 +172,33 @@ async def triggers(
             created_at=time.time() - age,
         )
 
+    return make
+
+
+async def triggers(
+    url: str,
+    count: float,
+    interval: float,
+    seconds: float,
+    settle: float = 0.0,
+    empty: float = 0,
+    age: float = AN_OLD_RUN,
+    sample: float = 0.01,
+) -> dict[str, float]:
+    """Run many heartbeat triggers, or empty ones that only sleep, on one event loop.
+
+    CPU time is counted from ``settle`` seconds after the start on, or with it. The lag of the loop is how
+    late sleeps of ``sample`` seconds end.
+    """
+
     async def consume(trigger: Any) -> None:
         async for _ in trigger.run():
             pass
 
+    make = maker_of_triggers(interval, age, bool(empty))
     lags: list[tuple[float, float]] = []
-
-    async def take_samples() -> None:
-        while True:
-            before = time.perf_counter()
-            await asyncio.sleep(sample)
-            lags.append((before - started, time.perf_counter() - before - sample))
-
-    started = wall = time.perf_counter()
-    cpu = time.process_time()
-    sampler = asyncio.create_task(take_samples())
+    wall, cpu = time.perf_counter(), time.process_time()
+    sampler = asyncio.create_task(take_samples(lags, sample))
     tasks = []
     for run in range(int(count)):
         await asyncio.sleep(0)  # before each, as Airflow's TriggerRunner.create_triggers() does
@@ -208,12 +207,10 @@ async def triggers(
         await asyncio.sleep(settle)
         cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.sleep(seconds)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    ended = sum(task.done() for task in tasks)
     measured = {
-        "cpu": cpu,
-        "wall": wall,
-        "ended": ended,
+        "cpu": time.process_time() - cpu,
+        "wall": time.perf_counter() - wall,
+        "ended": sum(task.done() for task in tasks),
         "rss_kib": resident_kib(),
         "lag_p99_ms": 1000 * quantile([lag for at, lag in lags], 0.99),
         "start_lag_p99_ms": 1000 * quantile([lag for at, lag in lags if at < 10], 0.99),
@@ -223,6 +220,15 @@ async def triggers(
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*tasks, return_exceptions=True)
     return measured
+
+
+async def take_samples(lags: list[tuple[float, float]], sample: float) -> None:
+    """Add when each sleep of ``sample`` seconds began, from now on, and how late it ended."""
+    started = time.perf_counter()
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(sample)
+        lags.append((before - started, time.perf_counter() - before - sample))
 
 
 async def beats_behind_counts(url: str, counts: float, beats: float) -> dict[str, float]:

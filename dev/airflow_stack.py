@@ -32,6 +32,37 @@ _RAISE = object()
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+SETTINGS: dict[str, dict[str, object]] = {
+    "api": {"host": "127.0.0.1", "maximum_page_limit": 1000},
+    "api_auth": {"jwt_expiration_time": 7 * 86400},
+    "celery": {
+        "worker_concurrency": 4,
+        # Else a worker that dies takes tasks along that it has not even begun.
+        "worker_prefetch_multiplier": 1,
+    },
+    "core": {
+        "fernet_key": "",
+        "load_examples": False,
+        "parallelism": 8,
+        "simple_auth_manager_all_admins": True,
+    },
+    "dag_processor": {"bundle_refresh_check_interval": 1, "refresh_interval": 1},
+    "logging": {"colored_console_log": False},
+    "scheduler": {
+        "job_heartbeat_sec": 1,
+        "orphaned_tasks_check_interval": 10,
+        "scheduler_heartbeat_sec": 1,
+        "scheduler_idle_sleep_time": 0.2,
+        "task_instance_heartbeat_timeout": 30,
+        "task_instance_heartbeat_timeout_detection_interval": 2,
+        "trigger_timeout_check_interval": 1,
+    },
+    "triggerer": {"job_heartbeat_sec": 1, "triggerer_health_check_threshold": 10},
+    "usage_data_collection": {"enabled": False},
+}
+"""Airflow's options that are the same for each stack, by section."""
+
+
 class AirflowStackError(Exception):
     """The stack, or something that was asked of it, did not come about; the message holds what is known."""
 
@@ -119,60 +150,10 @@ class AirflowStack:
     def _environment(self, port: int, log_ports: list[int]) -> dict[str, str]:
         """All of the configuration; nothing of the caller's own Airflow leaks into it."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
-        settings: dict[str, dict[str, object]] = {
-            "api": {
-                "base_url": self.url,
-                "host": "127.0.0.1",
-                "maximum_page_limit": 1000,
-                "port": port,
-                "secret_key": secrets.token_hex(),
-            },
-            "api_auth": {"jwt_secret": secrets.token_hex(), "jwt_expiration_time": 7 * 86400},
-            "core": {
-                "dags_folder": self.dags_folder.resolve(),
-                "execution_api_server_url": f"{self.url}/execution/",
-                "executor": "CeleryExecutor" if self._broker else "LocalExecutor",
-                "fernet_key": "",
-                "load_examples": False,
-                "parallelism": 8,
-                "simple_auth_manager_all_admins": True,
-            },
-            "dag_processor": {"bundle_refresh_check_interval": 1, "refresh_interval": 1},
-            "database": {
-                "sql_alchemy_conn": self._database or f"sqlite:///{self.directory.resolve() / 'airflow.db'}"
-            },
-            "logging": {
-                "base_log_folder": self.directory.resolve() / "logs",
-                "colored_console_log": False,
-                "dag_processor_child_process_log_directory": self.directory.resolve()
-                / "logs"
-                / "dag_processor",
-                "worker_log_server_port": log_ports[0],
-                "trigger_log_server_port": log_ports[1],
-            },
-            "scheduler": {
-                "job_heartbeat_sec": 1,
-                "orphaned_tasks_check_interval": 10,
-                "scheduler_heartbeat_sec": 1,
-                "scheduler_idle_sleep_time": 0.2,
-                "task_instance_heartbeat_timeout": 30,
-                "task_instance_heartbeat_timeout_detection_interval": 2,
-                "trigger_timeout_check_interval": 1,
-            },
-            "triggerer": {"job_heartbeat_sec": 1, "triggerer_health_check_threshold": 10},
-            "usage_data_collection": {"enabled": False},
-        }
-        if self._broker:
-            settings["celery"] = {
-                "broker_url": self._broker,
-                "result_backend": f"db+{self._database}",
-                "worker_concurrency": 4,
-                # Else a worker that dies takes tasks along that it has not even begun.
-                "worker_prefetch_multiplier": 1,
-            }
-        for section, options in settings.items():
-            for option, value in options.items():
-                environment[f"AIRFLOW__{section}__{option}".upper()] = str(value)
+        for settings in (SETTINGS, self._settings(port, log_ports)):
+            for section, options in settings.items():
+                for option, value in options.items():
+                    environment[f"AIRFLOW__{section}__{option}".upper()] = str(value)
         for connection, definition in self._connections.items():
             environment[f"AIRFLOW_CONN_{connection.upper()}"] = definition
         environment["AIRFLOW_HOME"] = str(self.directory.resolve())
@@ -184,6 +165,30 @@ class AirflowStack:
             environment["PYTHONPYCACHEPREFIX"] = str(_cache() / "bytecode")
         environment["PYTHONUNBUFFERED"] = "1"
         return environment | self._extra
+
+    def _settings(self, port: int, log_ports: list[int]) -> dict[str, dict[str, object]]:
+        """What is this stack's own of Airflow's options, by section."""
+        home = self.directory.resolve()
+        logging = {
+            "base_log_folder": home / "logs",
+            "dag_processor_child_process_log_directory": home / "logs" / "dag_processor",
+            "worker_log_server_port": log_ports[0],
+            "trigger_log_server_port": log_ports[1],
+        }
+        settings: dict[str, dict[str, object]] = {
+            "api": {"base_url": self.url, "port": port, "secret_key": secrets.token_hex()},
+            "api_auth": {"jwt_secret": secrets.token_hex()},
+            "core": {
+                "dags_folder": self.dags_folder.resolve(),
+                "execution_api_server_url": f"{self.url}/execution/",
+                "executor": "CeleryExecutor" if self._broker else "LocalExecutor",
+            },
+            "database": {"sql_alchemy_conn": self._database or f"sqlite:///{home / 'airflow.db'}"},
+            "logging": logging,
+        }
+        if self._broker:
+            settings["celery"] = {"broker_url": self._broker, "result_backend": f"db+{self._database}"}
+        return settings
 
     def _create_database(self) -> None:
         """Copy the empty database that an earlier stack of this Airflow made: migrating takes seconds."""

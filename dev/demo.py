@@ -134,6 +134,33 @@ def explain(airflow: AirflowStack, dag_run_id: str) -> str:
     return "\n".join(logs) or airflow.log_tails(["scheduler", "dag-processor", "triggerer"], lines=10)
 
 
+def connection_to(sandbox: JobmonSandbox) -> dict[str, object]:
+    """Return the connection with which the example DAGs find the sandbox."""
+    extra = {
+        "route_prefix": "/api/v2",
+        "workflow_run_heartbeat_interval": INTERVAL,
+        "heartbeat_report_by_buffer": BUFFER,
+        "jobmon_python": str(sandbox.python),
+    }
+    host, port = sandbox.url.removeprefix("http://").split(":")
+    return {"conn_type": "jobmon", "host": host, "port": int(port), "extra": extra}
+
+
+def show(sandbox: JobmonSandbox, airflow: AirflowStack, timeline: Timeline) -> int:
+    """Run the demo's DAG and say what became of the workflow; return the exit code."""
+    code = 0
+    try:
+        demo(sandbox, airflow, timeline)
+    except (DemoFailed, SandboxError, AirflowStackError) as error:
+        print(f"\n{error}\n{explain(airflow, timeline.dag_run_id)}", file=sys.stderr, flush=True)
+        code = 1
+    if timeline.workflow_id:
+        status = WorkflowStatus(sandbox.workflow_status(timeline.workflow_id))
+        code = code or int(status is not WorkflowStatus.DONE)
+        print(f"workflow {timeline.workflow_id}: {status.name}", flush=True)
+    return code
+
+
 def main() -> int:
     """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
@@ -141,37 +168,20 @@ def main() -> int:
     keep = parser.parse_args().keep
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is tidied up
     sandbox = JobmonSandbox(heartbeat_interval=INTERVAL, report_by_buffer=BUFFER)
-    code, dag_run_id = 1, ""
+    code = 1
     try:
         print("Starting a Jobmon (the first time, it is installed) …", flush=True)
         with sandbox:
             sandbox.start_reaper()
-            extra: dict[str, object] = {
-                "route_prefix": "/api/v2",
-                "workflow_run_heartbeat_interval": INTERVAL,
-            }
-            extra |= {"heartbeat_report_by_buffer": BUFFER, "jobmon_python": str(sandbox.python)}
-            host, port = sandbox.url.removeprefix("http://").split(":")
-            connection = {"conn_type": "jobmon", "host": host, "port": int(port), "extra": extra}
-            airflow = AirflowStack(
-                dags_folder=EXAMPLE_DAGS, connections={"jobmon_default": json.dumps(connection)}
-            )
+            connections = {"jobmon_default": json.dumps(connection_to(sandbox))}
+            airflow = AirflowStack(dags_folder=EXAMPLE_DAGS, connections=connections)
             print("Starting an Airflow …", flush=True)
             with airflow:
                 timeline = Timeline(sandbox, airflow)
-                try:
-                    demo(sandbox, airflow, timeline)
-                    code = 0
-                except (DemoFailed, SandboxError, AirflowStackError) as error:
-                    print(f"\n{error}\n{explain(airflow, timeline.dag_run_id)}", file=sys.stderr, flush=True)
-                workflow_id, dag_run_id = timeline.workflow_id, timeline.dag_run_id
-                if workflow_id:
-                    status = WorkflowStatus(sandbox.workflow_status(workflow_id))
-                    code = code or int(status is not WorkflowStatus.DONE)
-                    print(f"workflow {workflow_id}: {status.name}", flush=True)
+                code = show(sandbox, airflow, timeline)
                 if keep:
                     print(f"Airflow: {airflow.url}  Jobmon: {sandbox.url}  (Ctrl-C ends both)")
-                    print(f"The DAG run: {airflow.url}/dags/{DAG_ID}/runs/{dag_run_id}", flush=True)
+                    print(f"The DAG run: {airflow.url}/dags/{DAG_ID}/runs/{timeline.dag_run_id}", flush=True)
                     signal.pause()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
