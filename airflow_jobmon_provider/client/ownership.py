@@ -80,11 +80,7 @@ def create_run(
                 raise (yield from _with_owner(workflow_id, error, end, clock)) from None
             if not waiting:
                 waiting = True
-                yield Note(
-                    logging.WARNING,
-                    f"workflow {workflow_id} has a run in the way, which may be one whose reply was lost;"
-                    f" waiting up to {timeout - (clock() - started):.0f} s for its heartbeat to run out",
-                )
+                yield _waiting_for_a_run(workflow_id, end - clock())
             yield from _reap_lost_run(workflow_id, end, clock)
         except (ServerFailure, ServerUnreachable) as error:
             problem = error
@@ -96,6 +92,11 @@ def create_run(
         if elapsed >= timeout:
             raise (yield from _with_owner(workflow_id, problem, end, clock)) from None
         yield Pause(max(min(decisions.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
+
+
+def _waiting_for_a_run(workflow_id: int, left: float) -> Note:
+    text = f"workflow {workflow_id} has a run in the way, which may be one whose reply was lost"
+    return Note(logging.WARNING, f"{text}; waiting up to {left:.0f} s for its heartbeat to run out")
 
 
 def _left(end: float, clock: Clock) -> float:

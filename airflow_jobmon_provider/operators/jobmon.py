@@ -6,9 +6,10 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow.providers.common.compat.sdk import (
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_KEEP_ALIVE = (KeepAlive.UNTIL_BOUND.value, KeepAlive.UNTIL_DONE.value)
 _LAST_INSTANT = 0.001  # seconds; 0 would mean "check once", for as long as that takes
 _EXECUTOR_GRACE = 30.0  # seconds that an executor has to stop its distributor after the run's end
 _CANCEL_PATIENCE = 120.0  # seconds; its tasks learn that they are to end by a heartbeat each 90 s, by default
@@ -499,6 +501,18 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     ui_color = "#d6e8f5"
     operator_extra_links = (JobmonWorkflowLink(),)
 
+    # What the try has come to that is executed in this process.
+    _execution: Execution | None = None
+    _own: _OwnRun | None = None
+    _earlier: _OwnRun | None = None  # an earlier try's, which this one looks at
+    _memory: RunMemory | None = None
+    _kept: Mapping[str, Any] = MappingProxyType({})  # over a deferral; an older version kept nothing
+    _ti: Any = None
+    _thread = 0  # in which the task is executed
+    _waits = False  # for Jobmon, and asks Airflow nothing
+    _killed = False  # on_kill was called, and is to be heeded as soon as the task waits
+    _settled = False  # nothing is to be done about the run any more
+
     def __init__(
         self,
         *,
@@ -531,9 +545,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self.wait_for_completion = wait_for_completion
         self.workflow_run_heartbeat_interval = workflow_run_heartbeat_interval
         self.heartbeat_report_by_buffer = heartbeat_report_by_buffer
-        self.keep_alive = one_of(
-            "keep_alive", keep_alive, (KeepAlive.UNTIL_BOUND.value, KeepAlive.UNTIL_DONE.value)
-        )
+        self.keep_alive = one_of("keep_alive", keep_alive, _KEEP_ALIVE)
         self.create_timeout = seconds("create_timeout", create_timeout)
         self.handoff_timeout = seconds("handoff_timeout", handoff_timeout, above=0)
         self.startup_timeout = seconds("startup_timeout", startup_timeout, above=0)
@@ -541,16 +553,6 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self.cancel_on_kill = cancel_on_kill
         self.resume_on_retry = resume_on_retry
         self.deferrable = deferrable
-        self._execution: Execution | None = None
-        self._own: _OwnRun | None = None
-        self._earlier: _OwnRun | None = None  # an earlier try's, which this one looks at
-        self._memory: RunMemory | None = None
-        self._kept: dict[str, Any] = {}  # of the run, over a deferral; an older version kept nothing
-        self._ti: Any = None
-        self._thread = 0  # in which the task is executed
-        self._waits = False  # for Jobmon, and asks Airflow nothing
-        self._killed = False  # on_kill was called, and is to be heeded as soon as the task waits
-        self._settled = False  # nothing is to be done about the run any more
 
     def execute(self, context: Context) -> int:
         """Create the run, or find that of an earlier try, and wait for its end here or in the triggerer."""
@@ -900,7 +902,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         with self._heeding_on_kill(context), self._looking_after(run, hook):
             return self._finish(context, run, event, hook)
 
-    def _own_after_deferral(self, event: dict[str, Any], kept: dict[str, Any]) -> _OwnRun:
+    def _own_after_deferral(self, event: dict[str, Any], kept: Mapping[str, Any]) -> _OwnRun:
         known = {"jobmon_conn_id": self.jobmon_conn_id, "cancel_on_kill": self.cancel_on_kill, **kept}
         for key in ("workflow_run_id", "workflow_id", "server"):  # the trigger's word comes first
             known[key] = event.get(key) if event.get(key) is not None else kept.get(key)
