@@ -66,7 +66,7 @@ def define() -> DAG:
         )
         create = CreateWorkflowRunOperator(
             task_id="create",
-            workflow_id=resume.output,  # type: ignore[arg-type]  # a template field
+            workflow_id=resume.output,
             wait_for_completion=False,
         )
         execute = SSHRemoteJobOperator(
@@ -83,7 +83,7 @@ def define() -> DAG:
         )
         watch = WorkflowRunSensor(
             task_id="watch",
-            workflow_run_id=create.output,  # type: ignore[arg-type]  # a template field
+            workflow_run_id=create.output,
             keep_alive="until_bound",
             timeout=datetime.timedelta(days=7).total_seconds(),
             deferrable=True,
@@ -94,7 +94,7 @@ def define() -> DAG:
             JobmonHook().abort_workflow_run(workflow_run_id)
 
         create >> [execute, watch]
-        execute >> abort(create.output)  # type: ignore[arg-type]  # an XCom
+        execute >> abort(create.output)
     return dag
 
 

@@ -27,6 +27,6 @@ with DAG(
     )
     run = CreateWorkflowRunOperator(
         task_id="run",
-        workflow_id=resume.output,  # type: ignore[arg-type]  # a template field
+        workflow_id=resume.output,
         deferrable=True,
     )

@@ -36,7 +36,7 @@ with DAG(
     # If the worker dies, the executor goes on, and the retry watches the same run to its end.
     run = CreateWorkflowRunOperator(
         task_id="run",
-        workflow_id=resume.output,  # type: ignore[arg-type]  # a template field
+        workflow_id=resume.output,
         cluster_name="{{ params.cluster_name }}",
         retries=2,
         retry_delay=datetime.timedelta(seconds=30),

@@ -32,10 +32,6 @@ with DAG(
     @task_group
     def resume_and_run(workflow_id: int) -> None:
         resume = ResumeWorkflowOperator(task_id="resume", workflow_id=workflow_id, deferrable=True)
-        CreateWorkflowRunOperator(
-            task_id="run",
-            workflow_id=resume.output,  # type: ignore[arg-type]  # a template field
-            deferrable=True,
-        )
+        CreateWorkflowRunOperator(task_id="run", workflow_id=resume.output, deferrable=True)
 
     resume_and_run.expand(workflow_id=workflow_ids())
