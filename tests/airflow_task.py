@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 from airflow.triggers.base import BaseTrigger
@@ -39,7 +39,7 @@ class TaskInstance:
     run_id: str = "manual"
     start_date: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     in_airflow: dict[int, str | None] | Callable[[], str | None] = field(
-        default_factory=lambda: {-1: "running"}
+        default_factory=lambda: cast("dict[int, str | None]", {-1: "running"})
     )
     next_method: str | None = None
 
@@ -112,7 +112,7 @@ class Tries:
     def clear_another_task(self) -> None:
         self.clear_number += 1
 
-    def next(self, *, remembers: bool = True) -> dict[str, Any]:
+    def next(self, *, remembers: bool = True) -> Any:
         """Return the context of the next try."""
         self.number += 1
         ti = TaskInstance(try_number=self.number, max_tries=self.max_tries)

@@ -81,4 +81,5 @@ def test_airflow_3_serializes_name_and_key_only() -> None:
 def test_airflow_2_can_make_the_link_anew_from_its_class_path() -> None:
     """It stores the class path and ``attrs.asdict``, and makes only links that a provider has registered."""
     assert attrs.asdict(JobmonWorkflowLink()) == {}
-    assert "airflow_jobmon_provider.links.JobmonWorkflowLink" in ProvidersManager().extra_links_class_names
+    manager = ProvidersManager()  # type: ignore[no-untyped-call]
+    assert "airflow_jobmon_provider.links.JobmonWorkflowLink" in manager.extra_links_class_names

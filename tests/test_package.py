@@ -71,7 +71,7 @@ def test_every_module_that_the_provider_info_names_is_there() -> None:
 
 
 def test_airflow_finds_hook_and_form() -> None:
-    manager = ProvidersManager()
+    manager = ProvidersManager()  # type: ignore[no-untyped-call]
     hook = manager.hooks["jobmon"]
     assert hook is not None
     assert hook.connection_id_attribute_name == "jobmon_conn_id"

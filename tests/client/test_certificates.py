@@ -240,7 +240,7 @@ async def test_a_server_without_tls_is_told_as_such(
     ],
     ids=["no bundle", "no bundle in it", "no certificate", "no certificate in it"],
 )
-async def test_a_file_that_cannot_be_read_is_named(exchange: Asking, files: dict[str, str]) -> None:
+async def test_a_file_that_cannot_be_read_is_named(exchange: Asking, files: dict[str, Any]) -> None:
     with pytest.raises(UnreadableCertificate, match="cannot be read") as caught:
         await exchange(Settings("https://127.0.0.1:9", **files), LOOK)
     assert isinstance(caught.value, ConfigError)

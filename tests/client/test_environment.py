@@ -6,6 +6,7 @@ import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -281,7 +282,7 @@ async def test_who_does_not_check_needs_no_bundle(
 async def test_an_error_that_the_caller_is_handling_is_none_of_ours(
     exchange: Asking, handled: Exception
 ) -> None:
-    def ask_here(call: protocol.Call[object]) -> object:
+    def ask_here(call: protocol.Call[Any]) -> object:
         try:
             raise handled
         except Exception:

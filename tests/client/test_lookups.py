@@ -17,6 +17,7 @@ import pytest
 from airflow_jobmon_provider.client import lookups, protocol
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.exceptions import ServerUnreachable
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.settings import Settings
 from tests.client.test_pool import serving
 from tests.client.test_time_limits import Asking, blocking, nonblocking
@@ -72,7 +73,7 @@ async def test_names_that_get_no_answer_hold_up_no_heartbeat_to_a_healthy_server
                 await asyncio.sleep(0.01)
             url = server.url.replace("127.0.0.1", "healthy.example")
             started = time.monotonic()
-            for call in (BEAT, protocol.update_status(5, protocol.RunStatus.ABORTED)):
+            for call in (BEAT, protocol.update_status(5, RunStatus.ABORTED)):
                 assert await ask_once(AsyncRequester(Settings(url, request_timeout=5)), call) == "L"
             assert time.monotonic() - started < 5
             assert await loop.run_in_executor(None, str, "free") == "free"

@@ -33,6 +33,7 @@ from airflow_jobmon_provider.client.protocol import (
     Resumability,
     WorkflowDetails,
 )
+from airflow_jobmon_provider.client.text import excerpt
 from airflow_jobmon_provider.client.validation import positive_id
 
 URL = "http://jobmon.example/api/v3/workflow/7/is_resumable"
@@ -125,8 +126,8 @@ def test_what_may_have_been_carried_out_and_what_not() -> None:
 
 
 def test_an_excerpt_is_one_short_line_without_control_characters() -> None:
-    assert protocol.excerpt(b"a\x1b[31mred\r\n\tb\x00") == "a [31mred b"
-    assert len(protocol.excerpt("x" * 1000)) == 200
+    assert excerpt(b"a\x1b[31mred\r\n\tb\x00") == "a [31mred b"
+    assert len(excerpt("x" * 1000)) == 200
 
 
 # --- what calls send and read -------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def test_what_cannot_be_shown_is_named() -> None:
             return str(self)
 
     deep = Deep()
-    assert protocol.excerpt(deep) == "(Deep that cannot be shown)"
+    assert excerpt(deep) == "(Deep that cannot be shown)"
     with pytest.raises(ValueError, match=r"x must be a positive integer, not \(a int that cannot be shown\)"):
         positive_id("x", 10**5000)
 

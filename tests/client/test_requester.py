@@ -197,7 +197,8 @@ async def test_a_client_certificate_is_sent(stub: MakeStub, send: Send, tmp_path
     client.private_key_pem.write_to_path(key)
     client.cert_chain_pems[0].write_to_path(cert)
     server = stub(YES, tls=tls)
-    for files in ({"client_cert": both}, {"client_cert": cert, "client_key": key}):
+    ways: list[dict[str, Any]] = [{"client_cert": both}, {"client_cert": cert, "client_key": key}]
+    for files in ways:
         settings = Settings(server.url, verify=bundle, **files)
         assert (await send(settings, protocol.is_resumable(7))).resumable
     with pytest.raises(ServerUnreachable):
@@ -258,7 +259,7 @@ def test_a_connection_that_is_refused_is_tried_again(quick: list[float]) -> None
 @pytest.mark.parametrize(
     "patience", [{"retries_timeout": 0}, {"retries_attempts": 1}, {"retries_attempts": 0}]
 )
-def test_no_patience_is_one_try(stub: MakeStub, quick: list[float], patience: dict[str, int]) -> None:
+def test_no_patience_is_one_try(stub: MakeStub, quick: list[float], patience: dict[str, Any]) -> None:
     server = stub(Reply(500, b"oops"))
     with pytest.raises(ServerFailure):
         look(Requester(server.url, **patience))

@@ -27,6 +27,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerFailure,
     ServerUnreachable,
     WorkflowBusy,
+    WorkflowNotFound,
 )
 from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.resume import begin_resume, check_at_rest, reset_tasks
@@ -117,7 +118,11 @@ def wait(server: Server, timeout: float = 300, signal: Call[None] | None = None,
 
 
 def begin(server: Server, **options: Any) -> Any:
-    settings = {"reset_running_jobs": True, "force_cleanup": False, "increase_resources": False}
+    settings: dict[str, Any] = {
+        "reset_running_jobs": True,
+        "force_cleanup": False,
+        "increase_resources": False,
+    }
     settings.update({"server": "http://jobmon", "retries": RETRIES, **options})
     return server.run(begin_resume(7, clock=server.clock, **settings))
 
@@ -294,7 +299,7 @@ def test_a_workflow_at_rest_is_told_nothing() -> None:
 @pytest.mark.parametrize(
     ("answers", "options"),
     [
-        ({"is_resumable": protocol.WorkflowNotFound("no such")}, {}),
+        ({"is_resumable": WorkflowNotFound("no such")}, {}),
         ({"probe": InvalidRequest("no route", 404)}, {"increase_resources": True}),
         ({"probe": InvalidRequest("no", 403)}, {"increase_resources": True}),
         ({"details": InvalidRequest("no", 403)}, {}),

@@ -71,7 +71,7 @@ def test_a_run_that_a_user_holds_in_python_goes_on_too(
     ask: Callable[[WorkflowRun], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = ServerOfTomorrow("L", "X", "X", "X", "D")
-    run = WorkflowRun(7, requester=server)  # type: ignore[arg-type]
+    run = WorkflowRun(7, requester=server)
     run.bind()
     assert [ask(run), ask(run), run.status] == ["X", "X", "X"]
     run._update_status("A")

@@ -267,7 +267,8 @@ def test_a_run_that_was_stopped_at_the_very_limit_has_ended_so() -> None:
 
 @pytest.mark.parametrize("down", ["silent", "refusing"])
 def test_the_limit_of_the_start_holds_in_an_outage_too(down: str) -> None:
-    sim = Simulation(RunOnServer("O", **{down: (50, 1e9)}))
+    outage: dict[str, Any] = {down: (50, 1e9)}
+    sim = Simulation(RunOnServer("O", **outage))
     end = watch(sim, startup_timeout=100)
     assert (end.outcome, end.status, end.answered) == (RunOutcome.TIMEOUT, RunStatus.LAUNCHED, False)
     assert 100 <= elapsed(sim) <= 101
@@ -324,7 +325,8 @@ def test_one_that_cannot_be_told_yet_is_said_after_a_few_seconds() -> None:
 
 @pytest.mark.parametrize("down", ["silent", "refusing"])
 def test_on_a_dead_server_nothing_more_is_tried(down: str) -> None:
-    sim = Simulation(RunOnServer("R", **{down: (50, 1e9)}))
+    outage: dict[str, Any] = {down: (50, 1e9)}
+    sim = Simulation(RunOnServer("R", **outage))
     end = stop(sim, timeout=100)
     assert (end.outcome, end.answered) == (RunOutcome.TIMEOUT, False)
     assert 100 <= elapsed(sim) <= 101

@@ -330,7 +330,8 @@ def test_a_create_whose_reply_is_lost_is_not_sent_again(
     server = stub(reply)
     with pytest.raises((ServerUnreachable, ServerFailure)) as caught:
         WorkflowRunFactory(7, Requester(server.url)).create_workflow_run()
-    assert caught.value.processed
+    error: Any = caught.value
+    assert error.processed
     assert len(server.requests) == 1
 
 

@@ -62,7 +62,11 @@ def test_a_triggerer_that_restarts_cancels_nothing_and_loses_no_run(
     airflow.restart("triggerer")
     for run in runs:
         seen = len(provider_beats(e2e_sandbox, run))
-        wait_until(lambda run=run, seen=seen: len(provider_beats(e2e_sandbox, run)) > seen, 60, "a beat")
+        wait_until(
+            lambda run=run, seen=seen: len(provider_beats(e2e_sandbox, run)) > seen,  # type: ignore[misc]
+            60,
+            "a beat",
+        )
     assert {e2e_sandbox.run_status(run) for run in runs} == {"L"}
     for run in runs:
         assert not e2e_sandbox.requests(f"/workflow_run/{run}/update_status")

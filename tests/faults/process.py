@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -60,16 +60,16 @@ class Process(Generator[Step, Any, Outcome]):
         """Let it go on, with the reply to its request."""
         if self._thread.ident is None:
             self._thread.start()
-            return self._next()
-        return self._order("reply", reply)
+            return cast("Step", self._next())
+        return cast("Step", self._order("reply", reply))
 
     def throw(self, error: Any, *_: Any) -> Step:
         """Let it go on, with what came instead of a reply."""
-        return self._order("error", error)
+        return cast("Step", self._order("error", error))
 
     def interrupt(self, handler: Callable[[], object]) -> Step:
         """Let it handle a signal where it is."""
-        return self._order("interrupt", handler)
+        return cast("Step", self._order("interrupt", handler))
 
     def attempt(self) -> Outcome:
         """Let it send the request that it is about to send; it does not know the outcome yet."""
@@ -132,6 +132,8 @@ def _carry_on(
     conversation: Conversation[Any], log: Log, sleep: Callable[[float], None]
 ) -> Generator[Call[Any], Outcome, Any]:
     """Carry a conversation on as the machine says. Yields what is to be sent, and gets the outcome."""
+    what: str
+    value: Any
     try:
         step = next(conversation)
         while True:

@@ -149,7 +149,7 @@ class TaskMachine(Interleavings):
         self.stranger = ""
         self.memory = Tries(retries=50)
         self.memo_before: dict[str, Any] = {}
-        self.context: dict[str, Any] = {}
+        self.context: Any = {}
         self.options: dict[str, Any] = {}
         self.state: str | None = "scheduled"
         self.not_before = 0.0  # when the next try is due

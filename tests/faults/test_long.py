@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.triggers import jobmon as triggers
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.airflow_task import fire
@@ -73,7 +72,7 @@ async def test_a_clock_that_is_set_anew_moves_no_deadline_and_no_beat(
     firing = asyncio.create_task(fire(trigger(run, handoff_deadline=time.time() + 6)))
     await until(lambda: beats(sandbox, run), "a heartbeat")
     now = time.time
-    monkeypatch.setattr(triggers.time, "time", lambda: now() + jump)
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
     event = await firing
     assert event["status"] == "timeout"
     assert 5.5 < time.monotonic() - started < 20

@@ -150,7 +150,7 @@ def world(sandbox: JobmonSandbox) -> Iterator[World]:
     assert ended is not None
     assert linking is not None
     (task,) = sandbox.query("SELECT min(id) FROM task WHERE workflow_id = ?", at_rest)[0]
-    calls = {
+    calls: dict[str, Call[Any]] = {
         "health": protocol.health(),
         "api_version": protocol.api_version(),
         "set_resume": protocol.set_resume(at_rest, True),

@@ -234,7 +234,7 @@ def test_no_try_harms_a_run_that_its_user_has_not_ended(site: Site) -> None:
         machine.teardown()
     assert [situation for situation in SITUATIONS_OF_A_TASK if not site.seen[situation]] == []
     run_state_machine_as_test(
-        lambda: TaskMachine(site),
+        lambda: TaskMachine(site),  # type: ignore[arg-type]  # any factory will do
         settings=settings(
             max_examples=10,  # on each of the two sets of routes
             stateful_step_count=45,

@@ -25,6 +25,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.requester import Requester
 from airflow_jobmon_provider.client.settings import same_server
 from airflow_jobmon_provider.hooks import jobmon as hook_module
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
@@ -51,7 +52,8 @@ Asker = Callable[[JobmonHook, "list[Callable[[], None]]"], "list[str]"]
 def blocking(hook: JobmonHook, between: list[Callable[[], None]]) -> list[str]:
     """Ask for a run's status, do the first thing, ask again, and so on."""
     seen = []
-    for then in [*between, lambda: None]:
+    steps: list[Callable[[], None]] = [*between, lambda: None]
+    for then in steps:
         seen.append(hook.ask(protocol.peek_status(7)).value)
         then()
     return seen
@@ -60,8 +62,9 @@ def blocking(hook: JobmonHook, between: list[Callable[[], None]]) -> list[str]:
 def deferred(hook: JobmonHook, between: list[Callable[[], None]]) -> list[str]:
     async def ask() -> list[str]:
         seen = []
+        steps: list[Callable[[], None]] = [*between, lambda: None]
         async with await hook.get_async_conn() as requester:
-            for then in [*between, lambda: None]:
+            for then in steps:
                 seen.append((await requester.ask(protocol.peek_status(7))).value)
                 then()
         return seen
@@ -229,7 +232,7 @@ def test_threads_that_are_refused_together_read_the_connection_once(
     jobmon.takes = "new"
     connection(jobmon.url, password="new")
     together = threading.Barrier(4)
-    sending = renewing.Requester.send_request
+    sending = Requester.send_request
 
     def send(self: Any, *args: Any, **options: Any) -> Any:
         with contextlib.suppress(threading.BrokenBarrierError):
@@ -240,7 +243,7 @@ def test_threads_that_are_refused_together_read_the_connection_once(
                 raise
         raise AssertionError
 
-    monkeypatch.setattr(renewing.Requester, "send_request", send)
+    monkeypatch.setattr(Requester, "send_request", send)
     readings: list[object] = []
     read = JobmonHook._read
     monkeypatch.setattr(JobmonHook, "_read", lambda self: readings.append(1) or read(self))  # type: ignore[func-returns-value]

@@ -25,8 +25,9 @@ COUNTS = {"tasks": 2, "PENDING": 0, "SCHEDULED": 0, "RUNNING": 0, "DONE": 1, "FA
 def defer(sandbox: JobmonSandbox, **options: Any) -> tuple[int, int, TaskDeferred]:
     """Defer a task; return its workflow and run, and what Airflow gets to keep."""
     workflow_id = sandbox.make_workflow_in("E").workflow_id
+    context: Any = {"ti": TaskInstance()}
     with pytest.raises(TaskDeferred) as deferred:
-        create(workflow_id, deferrable=True, **options).execute({"ti": TaskInstance()})
+        create(workflow_id, deferrable=True, **options).execute(context)
     return workflow_id, last_run(sandbox, workflow_id)[0], deferred.value
 
 
@@ -146,25 +147,27 @@ def test_a_connection_that_is_gone_does_not_hide_how_the_run_ended(
 
 @pytest.mark.parametrize("event", [None, {}, "done", {"status": "success"}])
 def test_an_event_that_tells_of_no_run_is_one_clear_line(event: Any) -> None:
+    context: Any = {"ti": TaskInstance()}
     with pytest.raises(AirflowException, match="without an event that tells of a workflow run; clear it"):
-        create(7).execute_complete({"ti": TaskInstance()}, event)
+        create(7).execute_complete(context, event)
 
 
 @pytest.mark.parametrize("code", ["E", "A"])
 def test_an_older_deferral_ends_with_what_is_known(sandbox: JobmonSandbox, code: str) -> None:
+    context: Any = {"ti": TaskInstance()}
     with pytest.raises(AirflowException, match=r"^workflow run 5: failed$"):
-        create(7).execute_complete({"ti": TaskInstance()}, event_of(5, "failed", code))
-    assert create(7).execute_complete({"ti": TaskInstance()}, event_of(5)) == 5
+        create(7).execute_complete(context, event_of(5, "failed", code))
+    context = {"ti": TaskInstance()}
+    assert create(7).execute_complete(context, event_of(5)) == 5
 
 
 def test_an_older_deferral_that_timed_out_says_that_no_executor_is_stopped(
     sandbox: JobmonSandbox, logged: Callable[[], str]
 ) -> None:
     workflow = sandbox.make_workflow_in("R")
+    context: Any = {"ti": TaskInstance()}
     with pytest.raises(AirflowException, match="timeout"):
-        create(7).execute_complete(
-            {"ti": TaskInstance()}, event_of(workflow.workflow_run_id or 0, "timeout", "R")
-        )
+        create(7).execute_complete(context, event_of(workflow.workflow_run_id or 0, "timeout", "R"))
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "R"
     assert "is not known, so an executor is not told to stop" in logged()
 
@@ -186,8 +189,8 @@ def test_what_airflow_keeps_is_plain_json_without_a_secret(
     own = json.loads(kept)["own"]
     assert (own["workflow_run_id"], own["workflow_id"]) == (run, workflow_id)
     assert own["server"] == f"{sandbox.url}/api/v2"
-    assert deferred.trigger.serialize()[1]["server"] == own["server"]  # type: ignore[attr-defined]
-    assert deferred.trigger.serialize()[1]["startup_timeout"] == 3600  # type: ignore[attr-defined]
+    assert deferred.trigger.serialize()[1]["server"] == own["server"]
+    assert deferred.trigger.serialize()[1]["startup_timeout"] == 3600
 
 
 def test_no_time_is_spent_on_the_reasons_once_the_tasks_time_is_over(sandbox: JobmonSandbox) -> None:
@@ -238,7 +241,7 @@ def render(ti: Any, *, mapped: bool) -> CreateWorkflowRunOperator:
             seen_oids=set(),
         )
     else:
-        task.render_template_fields({"ti": ti, "var": {}})  # type: ignore[typeddict-item,typeddict-unknown-key]
+        task.render_template_fields({"ti": ti, "var": {}})
     return task
 
 

@@ -275,7 +275,8 @@ def test_any_other_end_fails_with_what_it_means(
 def test_a_bad_end_names_the_tasks_that_failed_and_why(sandbox: JobmonSandbox, deferrable: bool) -> None:
     workflow = sandbox.make_workflow("fails", tasks=2)
     workflow_id = workflow.workflow_id
-    resume(workflow_id).execute({"ti": TaskInstance()})  # and not released, so they fail again
+    context: Any = {"ti": TaskInstance()}
+    resume(workflow_id).execute(context)  # and not released, so they fail again
 
     def executor() -> None:
         wait_until(lambda: last_run(sandbox, workflow_id)[1] == "L", 20, "the new run")
@@ -320,8 +321,9 @@ def test_nobody_takes_the_run(sandbox: JobmonSandbox, deferrable: bool) -> None:
 def test_the_id_is_pushed_before_the_wait(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     ti = TaskInstance()
+    context: Any = {"ti": ti}
     with pytest.raises(TaskDeferred) as deferred:
-        create(workflow_id, deferrable=True, execution_timeout=timedelta(hours=5)).execute({"ti": ti})
+        create(workflow_id, deferrable=True, execution_timeout=timedelta(hours=5)).execute(context)
     run = last_run(sandbox, workflow_id)[0]
     assert ti.xcoms == {"workflow_id": workflow_id, "workflow_run_id": run}
     trigger = deferred.value.trigger
@@ -382,8 +384,9 @@ def test_an_abort_that_fails_hides_nothing(
     server = stub(Reply(401, b"who?"))
     connection(server.url)
     event = {"status": "error", "workflow_run_id": 5, "workflow_run_status": None, "message": "401 who?"}
+    context: Any = {"ti": TaskInstance()}
     with pytest.raises(AirflowException, match=r"401 who\?"):
-        create(7).execute_complete({"ti": TaskInstance()}, event)
+        create(7).execute_complete(context, event)
     assert f"Workflow run 5 could not be stopped: PUT {server.url}" in logged()
 
 
@@ -393,8 +396,9 @@ def test_a_run_that_is_out_of_reach_is_said(
     monkeypatch.setattr("airflow_jobmon_provider.operators.jobmon.ON_KILL_TIMEOUT", 0.5)
     connection("http://127.0.0.1:9")
     event = {"status": "timeout", "workflow_run_id": 5, "workflow_run_status": None, "message": "time"}
+    context: Any = {"ti": TaskInstance()}
     with pytest.raises(AirflowException, match="time"):
-        create(7).execute_complete({"ti": TaskInstance()}, event)
+        create(7).execute_complete(context, event)
     assert "Workflow run 5 is now out of reach" in logged()
 
 
@@ -480,7 +484,8 @@ def test_a_run_that_is_done_is_done_even_if_nothing_else_can_be_told(
     monkeypatch.delenv("AIRFLOW_CONN_JOBMON_DEFAULT")
     event = {"status": "success", "workflow_run_id": 5, "workflow_run_status": "D", "message": "done"}
     ti = TaskInstance()
-    assert create(7).execute_complete({"ti": ti}, event) == 5
+    context: Any = {"ti": ti}
+    assert create(7).execute_complete(context, event) == 5
     assert ti.xcoms == {"status": "D"}
 
 

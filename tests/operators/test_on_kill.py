@@ -159,7 +159,7 @@ def test_a_drained_worker_ends_the_try_and_a_retry_goes_on_with_the_run(
     task.on_kill()  # what comes after it changes nothing any more
     with pytest.raises(TaskDeferred) as deferred:
         create(workflow_id, deferrable=True).execute(tries.next())
-    assert deferred.value.trigger.workflow_run_id == run  # type: ignore[attr-defined]
+    assert deferred.value.trigger.workflow_run_id == run
     assert sandbox.run_status(run) == "R"
 
 

@@ -123,7 +123,7 @@ def test_a_connection_that_names_another_server_by_then(
 @pytest.mark.parametrize("event", [None, {}, {"message": "old"}, "success", {"status": "success"}])
 def test_an_event_that_says_nothing_is_one_clear_line(event: Any) -> None:
     with pytest.raises(AirflowException, match="clear it to begin anew"):
-        resume(5).execute_complete({}, event)  # type: ignore[typeddict-item]
+        resume(5).execute_complete({}, event)
 
 
 def test_an_older_versions_deferral_goes_on_with_what_it_has(sandbox: JobmonSandbox) -> None:
@@ -131,7 +131,7 @@ def test_an_older_versions_deferral_goes_on_with_what_it_has(sandbox: JobmonSand
     event = {"status": "success", "workflow_id": workflow.workflow_id, "message": "resumable"}
     task = resume("{{ gone }}")
     task.workflow_id = None  # type: ignore[assignment]
-    assert task.execute_complete({}, event) == workflow.workflow_id  # type: ignore[typeddict-item]
+    assert task.execute_complete({}, event) == workflow.workflow_id
     assert sandbox.task_statuses(workflow.workflow_id) == ["G"]
 
 

@@ -28,11 +28,11 @@ def move_run(sandbox: JobmonSandbox, run: int, statuses: str) -> None:
         sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": status})
 
 
-def retried(workflow_id: int, context: dict[str, Any], **options: Any) -> int:
+def retried(workflow_id: int, context: Any, **options: Any) -> int:
     """Run the next try up to its deferral, and return the run that it waits for."""
     with pytest.raises(TaskDeferred) as deferred:
         create(workflow_id, deferrable=True, **options).execute(context)
-    run: int = deferred.value.trigger.workflow_run_id  # type: ignore[attr-defined]
+    run: int = deferred.value.trigger.workflow_run_id
     return run
 
 
@@ -231,7 +231,7 @@ def test_a_resuming_retry_resets_no_task_under_somebody_elses_executor(
 
 
 @pytest.fixture(params=["2.11", "3.2"])
-def second_try(request: pytest.FixtureRequest) -> dict[str, Any]:
+def second_try(request: pytest.FixtureRequest) -> Any:
     """Return the context of a second try where there is no task store."""
     makes = {"2.11": DatabaseTaskInstance(try_number=2), "3.2": TaskInstance(try_number=2)}
     return {"ti": makes[request.param]}
@@ -243,9 +243,7 @@ def failed_workflow(sandbox: JobmonSandbox, status: str = "E") -> SandboxWorkflo
     return workflow
 
 
-def test_a_resuming_retry_resets_the_tasks_without_a_memory(
-    sandbox: JobmonSandbox, second_try: dict[str, Any]
-) -> None:
+def test_a_resuming_retry_resets_the_tasks_without_a_memory(sandbox: JobmonSandbox, second_try: Any) -> None:
     workflow = failed_workflow(sandbox)
     run = retried(workflow.workflow_id, second_try, resume_on_retry=True)
     assert last_run(sandbox, workflow.workflow_id) == (run, "L")
@@ -254,7 +252,7 @@ def test_a_resuming_retry_resets_the_tasks_without_a_memory(
 
 @pytest.mark.parametrize("status", ["R", "O", "B"])
 def test_a_resuming_retry_without_a_memory_never_stops_a_run(
-    sandbox: JobmonSandbox, second_try: dict[str, Any], status: str
+    sandbox: JobmonSandbox, second_try: Any, status: str
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
     alive = "a run of it is still alive|an executor has taken a run of it and not begun"
@@ -266,7 +264,7 @@ def test_a_resuming_retry_without_a_memory_never_stops_a_run(
 
 @pytest.mark.parametrize("resume_on_retry", [True, False])
 def test_a_retry_without_a_memory_says_that_a_workflow_is_done(
-    sandbox: JobmonSandbox, second_try: dict[str, Any], resume_on_retry: bool
+    sandbox: JobmonSandbox, second_try: Any, resume_on_retry: bool
 ) -> None:
     workflow_id = sandbox.make_workflow_in("D").workflow_id
     with pytest.raises(AirflowException, match=f"workflow {workflow_id} is DONE.*mark this task as success"):
@@ -274,7 +272,7 @@ def test_a_retry_without_a_memory_says_that_a_workflow_is_done(
 
 
 def test_a_retry_without_a_memory_says_what_it_does_not_do(
-    sandbox: JobmonSandbox, second_try: dict[str, Any], logged: Callable[[], str]
+    sandbox: JobmonSandbox, second_try: Any, logged: Callable[[], str]
 ) -> None:
     workflow = failed_workflow(sandbox)
     retried(workflow.workflow_id, second_try)
@@ -282,9 +280,7 @@ def test_a_retry_without_a_memory_says_what_it_does_not_do(
     assert "resume_on_retry=True" in logged()
 
 
-def test_a_lost_run_that_is_linking_is_reset_by_nobody(
-    sandbox: JobmonSandbox, second_try: dict[str, Any]
-) -> None:
+def test_a_lost_run_that_is_linking_is_reset_by_nobody(sandbox: JobmonSandbox, second_try: Any) -> None:
     workflow = sandbox.make_workflow_in("L", good_for=1)
     sandbox.start_reaper(0.5)
     try:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, timezone
+from airflow.providers.common.compat.sdk import (  # type: ignore[attr-defined]  # timezone is there
+    AirflowNotFoundException,
+    timezone,
+)
 
 from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor, WorkflowRunSensor
 from dev.jobmon_sandbox import JobmonSandbox

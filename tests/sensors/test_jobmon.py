@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.exceptions import AirflowRescheduleException
-from airflow.providers.common.compat.sdk import (
+from airflow.providers.common.compat.sdk import (  # type: ignore[attr-defined]  # timezone is there
     AirflowException,
     AirflowSensorTimeout,
     AirflowSkipException,

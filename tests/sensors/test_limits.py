@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.exceptions import AirflowRescheduleException
-from airflow.providers.common.compat.sdk import (
+from airflow.providers.common.compat.sdk import (  # type: ignore[attr-defined]  # timezone is there
     AirflowException,
     AirflowSensorTimeout,
     AirflowTaskTimeout,
@@ -118,7 +118,7 @@ def test_a_poke_after_days_of_reschedules_is_no_longer_than_what_is_left(
 
 def test_airflow_2_tells_the_first_poke_by_the_start_date() -> None:
     ti = TaskInstance()
-    ti.start_date = timezone.utcnow() - timedelta(seconds=30)  # type: ignore[attr-defined]
+    ti.start_date = timezone.utcnow() - timedelta(seconds=30)
     sensor = resumable(7, mode="reschedule")
     assert sensor._waited({"ti": ti}) == pytest.approx(30, abs=5)
     assert sensor._waited({"ti": TaskInstance()}) == pytest.approx(0, abs=5)

@@ -60,7 +60,13 @@ def test_one_run_and_a_finished_workflow_wherever_a_worker_dies(
         deaths = [(step, whom) for whom in ("task", "worker") for step in steps]
         begun = {death: start(*death) for death in deaths}
         for _, dag_run in begun.values():
-            wait_until(lambda run=dag_run: production.run_state(DAG, run) in ("success", "failed"), 900, DAG)
+            wait_until(
+                lambda run=dag_run: (  # type: ignore[misc]
+                    production.run_state(DAG, run) in ("success", "failed")
+                ),
+                900,
+                DAG,
+            )
     tries = 0
     for (step, _), (workflow, dag_run) in begun.items():
         assert_ended(production, DAG, dag_run, "success")

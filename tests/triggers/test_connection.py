@@ -13,7 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger
 
-from airflow_jobmon_provider.client import async_renewing
+from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.triggers import jobmon as trigger_module
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
@@ -309,14 +309,14 @@ async def test_a_kill_goes_on_with_a_rotated_token(
 ) -> None:
     server = stub(Reply(401, b"who?"), {"status": "A"})
     connection(server.url, password="old")
-    ask = async_renewing.AsyncRequester.ask
+    ask = AsyncRequester.ask
 
     async def rotating(self: Any, *args: Any, **options: Any) -> Any:
         connection(server.url, password="n3w")
         return await ask(self, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(async_renewing.AsyncRequester, "ask", rotating)
+        patch.setattr(AsyncRequester, "ask", rotating)
         await kill(heartbeat(owned=True))
     assert "Workflow run 5 is now ABORTED (A)" in logged()
 

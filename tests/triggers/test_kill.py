@@ -57,6 +57,6 @@ async def test_a_run_goes_on_where_airflow_does_not_answer(
     made: WorkflowRunHeartbeatTrigger = stored(ours)  # type: ignore[assignment]
     made.task_instance = TaskInstance(in_airflow=fails)  # type: ignore[assignment]
     await made.on_kill()
-    await stored(ours).on_kill()  # type: ignore[attr-defined]  # nor is its task known
+    await stored(ours).on_kill()  # nor is its task known
     assert sandbox.run_status(run) == "R"
     assert logged().count(task_state.UNKNOWN) == 2

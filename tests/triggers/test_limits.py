@@ -124,7 +124,8 @@ async def test_a_limit_fires_while_the_server_refuses_connections(
 ) -> None:
     connection(refusing)
     started = time.monotonic()
-    firing = fire(trigger(owned=True, workflow_id=7, cancel_on_kill=True, **{limit: time.time() + 1}))
+    limits: dict[str, Any] = {limit: time.time() + 1}
+    firing = fire(trigger(owned=True, workflow_id=7, cancel_on_kill=True, **limits))
     event = await asyncio.wait_for(firing, SLACK)
     assert time.monotonic() - started >= 0.9
     assert (event["status"], event["workflow_run_status"]) == ("timeout", None)
@@ -143,7 +144,8 @@ async def test_a_limit_fires_while_the_server_never_replies(
     connection: Callable[..., None], silent: str, limit: str
 ) -> None:
     connection(silent, extra={"request_timeout": 4})
-    firing = fire(trigger(owned=True, workflow_id=7, cancel_on_kill=True, **{limit: time.time() + 1}))
+    limits: dict[str, Any] = {limit: time.time() + 1}
+    firing = fire(trigger(owned=True, workflow_id=7, cancel_on_kill=True, **limits))
     event = await asyncio.wait_for(firing, SLACK)
     assert (event["status"], event["workflow_run_status"]) == ("timeout", None)
     assert "could not be aborted" in event["message"]
@@ -222,7 +224,7 @@ async def test_a_kill_ends_in_time_where_the_connection_is_read_for_ever(
 
     monkeypatch.setattr(JobmonHook, "aserver", hanging)
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon.ON_KILL_TIMEOUT", 0.2)
-    await asyncio.wait_for(kill(trigger(owned=True)), SLACK)  # type: ignore[attr-defined]
+    await asyncio.wait_for(kill(trigger(owned=True)), SLACK)
     assert "Workflow run 5 could not be stopped: no answer within 0.2 s" in logged()
 
 

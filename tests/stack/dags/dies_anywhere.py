@@ -26,10 +26,14 @@ class Steps:
         self.log = operator.log
         self.phase = f"{operator.task_id}.{phase}"
         die = context["dag_run"].conf.get("die") if context["ti"].try_number == 1 else None
+        self.last: int | None
+        self.whom: str
         self.last, self.whom = die[1:] if die and die[0] == self.phase else (None, "")
         self.number = 0
-        CommsDecoder.send = self.counted(CommsDecoder.send, lambda m: type(m).__name__)
-        requests.Session.send = self.counted(
+        CommsDecoder.send = self.counted(  # type: ignore[method-assign]  # on purpose
+            CommsDecoder.send, lambda m: type(m).__name__
+        )
+        requests.Session.send = self.counted(  # type: ignore[method-assign]  # on purpose
             requests.Session.send, lambda m: f"{m.method} {urlsplit(m.url).path}"
         )
         self.die_if_it_is_time()
@@ -61,7 +65,7 @@ class Mortal:
         Steps(self, context, "execute")
         return super().execute(context)  # type: ignore[misc]
 
-    def execute_complete(self, context: Any, event: Any) -> Any:
+    def execute_complete(self, context: Any, event: Any = None) -> Any:
         Steps(self, context, "execute_complete")
         return super().execute_complete(context, event)  # type: ignore[misc]
 
@@ -78,4 +82,9 @@ with DAG(dag_id="dies_anywhere", schedule=None, max_active_runs=16):
     resume = MortalResume(
         task_id="resume", workflow_id="{{ dag_run.conf['workflow_id'] }}", deferrable=True, retry_delay=1
     )
-    MortalCreate(task_id="run", workflow_id=resume.output, deferrable=True, retry_delay=1)
+    MortalCreate(
+        task_id="run",
+        workflow_id=resume.output,  # type: ignore[arg-type]  # a template field
+        deferrable=True,
+        retry_delay=1,
+    )

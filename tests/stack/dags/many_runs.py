@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
@@ -10,8 +12,9 @@ from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor
 with DAG(dag_id="many_runs", schedule=None, default_args={"retries": 0}):
 
     @task
-    def workflow_ids(kind: str, dag_run: object = None) -> list[int]:
-        return dag_run.conf.get(kind, [])  # type: ignore[attr-defined]
+    def workflow_ids(kind: str, dag_run: Any = None) -> list[int]:
+        ids: list[int] = dag_run.conf.get(kind, [])
+        return ids
 
     # Heartbeats as by default; and such as outlive an outage of ten minutes.
     for kind, buffer in (("run", None), ("long_run", 20)):
