@@ -10,12 +10,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
 from airflow_jobmon_provider.client.exceptions import JobmonError
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.validation import positive_id, seconds
 
 if TYPE_CHECKING:
@@ -108,15 +110,18 @@ def check_heartbeat(interval: float | None, buffer: float | None) -> None:
         seconds("heartbeat_report_by_buffer", buffer, above=1, why=WHY_LATE)
 
 
-def heartbeat_of(settings: Settings, interval: float | None, buffer: float | None) -> tuple[float, float]:
-    """Return heartbeat interval and buffer: those given, else the connection's; they must work.
+def heartbeat_of(settings: Settings, interval: float | None, buffer: float | None) -> Heartbeat:
+    """Return the heartbeat: interval and buffer that are given, else the connection's; they must work.
 
     :raises ValueError: the interval is not above 0, or the buffer not above 1.
     """
-    interval = settings.heartbeat_interval if interval is None else interval
-    buffer = settings.report_by_buffer if buffer is None else buffer
-    check_heartbeat(interval, buffer)
-    return interval, buffer
+    heartbeat = settings.heartbeat
+    if interval is not None:
+        heartbeat = replace(heartbeat, interval=interval)
+    if buffer is not None:
+        heartbeat = replace(heartbeat, buffer=buffer)
+    check_heartbeat(heartbeat.interval, heartbeat.buffer)
+    return heartbeat
 
 
 class RenderedBeforeDeferral:

@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from airflow_jobmon_provider.client.conversations import Log
 from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.executor import TAKEN, Exit
 
@@ -114,13 +115,12 @@ def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if is_seen(name, value)}
 
 
-def executor_environment(settings: Settings, interval: float, buffer: float) -> dict[str, str]:
+def executor_environment(settings: Settings, heartbeat: Heartbeat) -> dict[str, str]:
     """Return the environment in which Jobmon's client uses the server that a connection names.
 
     :param settings: the connection's. Credentials travel in the server's address, which is all that Jobmon's
         client takes.
-    :param interval: seconds between heartbeats; Jobmon's client takes whole ones.
-    :param buffer: a heartbeat is good for the interval times this.
+    :param heartbeat: the run's. Jobmon's client takes an interval of whole seconds.
     :raises ConfigError: Jobmon's client cannot reach the server in the way the connection wants.
     """
     url = urlsplit(settings.service_url)
@@ -129,8 +129,8 @@ def executor_environment(settings: Settings, interval: float, buffer: float) -> 
     environment |= {
         "JOBMON__HTTP__SERVICE_URL": f"{url.scheme}://{credentials}{url.netloc}",
         "JOBMON__HTTP__ROUTE_PREFIX": url.path,
-        "JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL": str(math.ceil(interval)),
-        "JOBMON__HEARTBEAT__REPORT_BY_BUFFER": f"{buffer:g}",
+        "JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL": str(math.ceil(heartbeat.interval)),
+        "JOBMON__HEARTBEAT__REPORT_BY_BUFFER": f"{heartbeat.buffer:g}",
     }
     if settings.verify is False and url.scheme == "https":
         raise ConfigError(

@@ -15,8 +15,8 @@ from airflow_jobmon_provider.client.conversations import (
     wait_until_resumable,
     watch_run,
 )
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.follow import ProgressWatch
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.protocol import Call
 from benchmarks.figures import Figures
 
@@ -109,8 +109,7 @@ def watch(clock: Clock, **options: Any) -> None:
     conversation = watch_run(
         1,
         keep_alive=KeepAlive.UNTIL_BOUND,
-        heartbeat_interval=INTERVAL,
-        report_by_buffer=BUFFER,
+        heartbeat=Heartbeat(INTERVAL, BUFFER),
         poll_interval=POLL,
         clock=clock.time,
         progress=ProgressWatch(1, clock.time),

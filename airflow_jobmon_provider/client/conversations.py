@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from airflow_jobmon_provider.client import decisions, protocol
-from airflow_jobmon_provider.client.decisions import KeepAlive, ResumeStep, Uniform
+from airflow_jobmon_provider.client.decisions import ResumeStep, Uniform
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ResumeTimeout,
@@ -24,6 +24,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
 
@@ -465,8 +466,7 @@ def watch_run(
     workflow_run_id: int,
     *,
     keep_alive: KeepAlive,
-    heartbeat_interval: float,
-    report_by_buffer: float,
+    heartbeat: Heartbeat,
     poll_interval: float,
     clock: Clock,
     handoff_timeout: float | None = None,
@@ -488,8 +488,7 @@ def watch_run(
     said to the server at a limit has three seconds, and one if it did not answer before.
 
     :param keep_alive: in which statuses to beat.
-    :param heartbeat_interval: seconds between heartbeats.
-    :param report_by_buffer: a heartbeat is good for the interval times this.
+    :param heartbeat: how often to beat, and what a heartbeat promises.
     :param poll_interval: longest pause in seconds between looks at a run that an executor has.
     :param clock: monotonic seconds.
     :param handoff_timeout: seconds for which the run may stay in LINKING; then it is aborted. None: for ever.
@@ -511,8 +510,7 @@ def watch_run(
     watch = _Watch(
         workflow_run_id,
         keep_alive,
-        heartbeat_interval,
-        heartbeat_interval * report_by_buffer,
+        heartbeat,
         poll_interval,
         clock,
         handoff_timeout,
@@ -529,15 +527,11 @@ def watch_run(
 
 @dataclass(slots=True)
 class _Watch:
-    """What ``watch_run`` knows as it goes along; its parameters are described there.
-
-    :param window: seconds for which a heartbeat is good.
-    """
+    """What ``watch_run`` knows as it goes along; its parameters are described there."""
 
     workflow_run_id: int
     keep_alive: KeepAlive
-    heartbeat_interval: float
-    window: float
+    heartbeat: Heartbeat
     poll_interval: float
     clock: Clock
     handoff_timeout: float | None
@@ -582,7 +576,7 @@ class _Watch:
             not_found_until=born + decisions.COMMIT_PATIENCE if ours else -math.inf,
         )
         if self.status is not None:
-            self.good_until = born + self.window
+            self.good_until = born + self.heartbeat.good_for
 
     def follow(self) -> Conversation[RunEnd]:
         """Watch the run to its end, or to the first limit."""
@@ -620,15 +614,15 @@ class _Watch:
             if says is None:
                 self.call = protocol.peek_status(self.workflow_run_id)
             else:
-                self.call = protocol.log_heartbeat(self.workflow_run_id, says, self.window)
+                self.call = protocol.log_heartbeat(self.workflow_run_id, says, self.heartbeat.good_for)
         patience = self._patience()
         if says is not None or (self.status is None and self.keep_alive is not KeepAlive.NEVER):
             left = None if self.good_until is None else self.good_until - self.asked
-            patience = min(patience, decisions.beat_timeout(left, self.window))
+            patience = min(patience, decisions.beat_timeout(left, self.heartbeat.good_for))
         seen = yield from self.outage.ask(self.call, _or_none(patience))
         self.beaten = says is not None
         if says is not None and seen is says:
-            self.good_until = self.asked + self.window
+            self.good_until = self.asked + self.heartbeat.good_for
         return seen
 
     def _patience(self) -> float:
@@ -714,7 +708,9 @@ class _Watch:
             return None  # a first failure that came at once, and may be over at once
         if self._is_untaken() and self._time_to_abort():
             outcome = RunOutcome.TIMEOUT if expired else RunOutcome.HANDOFF_TIMEOUT
-            return RunEnd(outcome, self.status, _not_aborted(run, elapsed, self.window, error), answered)
+            return RunEnd(
+                outcome, self.status, _not_aborted(run, elapsed, self.heartbeat.good_for, error), answered
+            )
         if self._startup_is_over():
             message = self._not_begun(
                 self.status, f"and it could not be moved to ERROR: {error or 'refused'}"
@@ -771,11 +767,11 @@ class _Watch:
         """Return how many seconds to wait before the next request."""
         now = self.clock()
         ours = self._is_kept_alive() or self.status is None
-        longest = self.heartbeat_interval if ours else self.poll_interval
+        longest = self.heartbeat.interval if ours else self.poll_interval
         if self.outage.error is not None:
-            longest = self.heartbeat_interval / 3
+            longest = self.heartbeat.interval / 3
             if ours and self.good_until is not None:  # as many tries as there is time for
-                longest = min(longest, decisions.beat_timeout(self.good_until - now, self.window))
+                longest = min(longest, decisions.beat_timeout(self.good_until - now, self.heartbeat.good_for))
             wait = self.outage.pause(longest, self.uniform)
         else:
             pause = decisions.run_pause(now - self.changed, longest, self.uniform)
@@ -795,8 +791,7 @@ def look_at_run(
     workflow_run_id: int,
     *,
     keep_alive: KeepAlive,
-    heartbeat_interval: float,
-    report_by_buffer: float,
+    heartbeat: Heartbeat,
     last: RunStatus | None = None,
 ) -> Conversation[RunStatus]:
     """Return a run's status, beating once if that is our business. For callers that come by now and then.
@@ -804,21 +799,19 @@ def look_at_run(
     Where the status is not known, it is first only read: a heartbeat can move a run.
 
     :param keep_alive: in which statuses to beat.
-    :param heartbeat_interval: seconds between heartbeats.
-    :param report_by_buffer: a heartbeat is good for the interval times this.
+    :param heartbeat: how often to beat, and what a heartbeat promises.
     :param last: what the caller's look before this one returned: saves a request, and the warning about a
         status that this version does not know. Default: not known.
     :raises JobmonError: the server was not reached, or says no.
     """
-    good_for = heartbeat_interval * report_by_buffer
     if last is not None and decisions.beats(keep_alive, last):
-        status: RunStatus = yield Ask(protocol.log_heartbeat(workflow_run_id, last, good_for))
+        status: RunStatus = yield Ask(protocol.log_heartbeat(workflow_run_id, last, heartbeat.good_for))
         return status
     status = yield from _of_a_young_run(protocol.peek_status(workflow_run_id), last)
     if not status.is_known and status != last:
         yield Note(logging.WARNING, f"workflow run {workflow_run_id} is {status}: {status.meaning}")
     if decisions.beats(keep_alive, status):
-        status = yield Ask(protocol.log_heartbeat(workflow_run_id, status, good_for))
+        status = yield Ask(protocol.log_heartbeat(workflow_run_id, status, heartbeat.good_for))
     return status
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.lifecycle import STAGES, Owner, RunStatus, WorkflowStatus
 
 if TYPE_CHECKING:
@@ -25,17 +26,6 @@ COMMIT_PATIENCE = 10.0
 STARTUP_WARNING = 300.0
 
 _LEAST_BEAT_TIMEOUT = 1.0
-
-
-class KeepAlive(str, Enum):
-    """For how long a run's heartbeat is this client's business (docs/rules.md, rule 1)."""
-
-    NEVER = "never"
-    """Only watch. A run in LINKING is lost once its heartbeat runs out."""
-    UNTIL_BOUND = "until_bound"
-    """While LINKING. From BOUND on the executor beats, and a dead one must be seen by Jobmon's reaper."""
-    UNTIL_DONE = "until_done"
-    """While LINKING and RUNNING, for executors that do not beat themselves: hides their death for ever."""
 
 
 def beats(keep_alive: KeepAlive, status: RunStatus) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.text import Secrets, shown
 from airflow_jobmon_provider.client.validation import seconds, whole
 
@@ -23,8 +24,6 @@ DEFAULT_ROUTE_PREFIX = "/api/v3"
 DEFAULT_RETRIES_TIMEOUT = 300
 DEFAULT_RETRIES_ATTEMPTS = 10
 DEFAULT_REQUEST_TIMEOUT = 20
-DEFAULT_HEARTBEAT_INTERVAL = 30
-DEFAULT_REPORT_BY_BUFFER = 3.1
 
 COSTLY_TIMEOUT = 600
 """Seconds that a call may take at least which costs the server time in proportion to the workflow's tasks: a
@@ -48,8 +47,7 @@ class Settings:
     :param verify: check the server's certificate: True, False, or the path of a CA bundle.
     :param client_cert: path of the certificate (PEM) that the server may ask for. Default: none.
     :param client_key: path of its key. Default: the key is in the same file.
-    :param heartbeat_interval: seconds between heartbeats of a run.
-    :param report_by_buffer: a heartbeat is good for the interval times this.
+    :param heartbeat: how often runs are kept alive, and for how long that counts. Default: as Jobmon has it.
     """
 
     service_url: str
@@ -58,8 +56,7 @@ class Settings:
     request_timeout: float = DEFAULT_REQUEST_TIMEOUT
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     verify: bool | str = True
-    heartbeat_interval: float = DEFAULT_HEARTBEAT_INTERVAL
-    report_by_buffer: float = DEFAULT_REPORT_BY_BUFFER
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     client_cert: str | None = None
     client_key: str | None = None
 
@@ -71,8 +68,6 @@ class Settings:
         """
         seconds("retries_timeout", self.retries_timeout)
         seconds("request_timeout", self.request_timeout, above=0)
-        seconds("heartbeat_interval", self.heartbeat_interval)
-        seconds("report_by_buffer", self.report_by_buffer)
         whole("retries_attempts", self.retries_attempts)
         url = split_address(self.service_url)
         headers = dict(self.headers)
@@ -128,15 +123,13 @@ class Settings:
             )
         prefix = source.text("http", "route_prefix", DEFAULT_ROUTE_PREFIX).strip("/")
         attempts = source.number("http", "retries_attempts", DEFAULT_RETRIES_ATTEMPTS)
-        interval, buffer = heartbeat_defaults()
         try:
             return cls(
                 service_url=join_prefix(service_url, prefix),
                 retries_timeout=source.number("http", "retries_timeout", DEFAULT_RETRIES_TIMEOUT),
                 retries_attempts=whole("retries_attempts", attempts),
                 request_timeout=source.number("http", "request_timeout", DEFAULT_REQUEST_TIMEOUT),
-                heartbeat_interval=interval,
-                report_by_buffer=buffer,
+                heartbeat=heartbeat_defaults(),
             )
         except ValueError as error:
             raise ConfigError(f"Jobmon's settings, section http or heartbeat: {error}") from error
@@ -153,15 +146,16 @@ def time_for(request_timeout: float, *, costly: bool = False, at_most: float | N
     return own if at_most is None else max(min(own, at_most), _SHORTEST_TIMEOUT)
 
 
-def heartbeat_defaults() -> tuple[float, float]:
-    """Return heartbeat interval (seconds) and buffer (a factor) of Jobmon's own settings.
+def heartbeat_defaults() -> Heartbeat:
+    """Return the heartbeat of Jobmon's own settings.
 
     :raises ConfigError: a setting is malformed.
+    :raises ValueError: a number is out of range.
     """
-    source = _JobmonSettings()
-    return (
-        source.number("heartbeat", "workflow_run_interval", DEFAULT_HEARTBEAT_INTERVAL),
-        source.number("heartbeat", "report_by_buffer", DEFAULT_REPORT_BY_BUFFER),
+    source, default = _JobmonSettings(), Heartbeat()
+    return Heartbeat(
+        source.number("heartbeat", "workflow_run_interval", default.interval),
+        source.number("heartbeat", "report_by_buffer", default.buffer),
     )
 
 

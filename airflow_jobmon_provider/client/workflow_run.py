@@ -28,6 +28,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowBusy,
     WorkflowNotResumable,
 )
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
 from airflow_jobmon_provider.client.resume import check_increase_resources
@@ -256,15 +257,20 @@ class WorkflowRun:
         self.workflow_id = workflow_id
         self.user = getpass.getuser()
         self.requester = Requester.from_defaults() if requester is None else requester
-        interval, buffer = heartbeat_defaults()
+        default = heartbeat_defaults()
+        self.heartbeat_interval, self.heartbeat_report_by_buffer = default.interval, default.buffer
         if workflow_run_heartbeat_interval is not None:
-            interval = seconds("workflow_run_heartbeat_interval", workflow_run_heartbeat_interval)
+            given = seconds("workflow_run_heartbeat_interval", workflow_run_heartbeat_interval)
+            self.heartbeat_interval = given
         if heartbeat_report_by_buffer is not None:
-            buffer = seconds("heartbeat_report_by_buffer", heartbeat_report_by_buffer)
-        self.heartbeat_interval = interval
-        self.heartbeat_report_by_buffer = buffer
+            given = seconds("heartbeat_report_by_buffer", heartbeat_report_by_buffer)
+            self.heartbeat_report_by_buffer = given
         self._workflow_run_id: int | None = None
         self._status: str | None = None
+
+    @property
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(self.heartbeat_interval, self.heartbeat_report_by_buffer)
 
     @property
     def workflow_run_id(self) -> int:
@@ -301,8 +307,7 @@ class WorkflowRun:
         if self._workflow_run_id is not None:
             return
         _refuse_no_id(self.workflow_id)
-        good_for = self.heartbeat_interval * self.heartbeat_report_by_buffer
-        call = protocol.create_workflow_run(self.workflow_id, self.user, good_for)
+        call = protocol.create_workflow_run(self.workflow_id, self.user, self._heartbeat.good_for)
         retrying = retries(
             getattr(self.requester, "retries_timeout", DEFAULT_RETRIES_TIMEOUT),
             getattr(self.requester, "retries_attempts", DEFAULT_RETRIES_ATTEMPTS),
@@ -319,9 +324,9 @@ class WorkflowRun:
         :raises WorkflowNotResumable: it was not bound yet.
         :raises WorkflowRunNotFound: the server does not know the run any more.
         """
-        good_for = self.heartbeat_interval * self.heartbeat_report_by_buffer
         known = read_status(self.status or "")
-        return self._learn(ask(self.requester, protocol.log_heartbeat(self.workflow_run_id, known, good_for)))
+        call = protocol.log_heartbeat(self.workflow_run_id, known, self._heartbeat.good_for)
+        return self._learn(ask(self.requester, call))
 
     def peek_status(self) -> str:
         """Read the run's status from the server and change nothing there.

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError, ServerChanged, ServerFailure
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_REQUEST_TIMEOUT,
@@ -429,7 +430,7 @@ def _read(connection: Connection) -> JobmonServer:
         headers["Authorization"] = basic_authorization(connection.login, connection.password or "")
     elif connection.password:
         headers["Authorization"] = f"Bearer {connection.password}"
-    interval, buffer = heartbeat_defaults()
+    default = heartbeat_defaults()
     attempts = extra.number("retries_attempts", DEFAULT_RETRIES_ATTEMPTS)
     settings = Settings(
         service_url=join_prefix(_address(connection), extra.text("route_prefix", DEFAULT_ROUTE_PREFIX) or ""),
@@ -440,8 +441,10 @@ def _read(connection: Connection) -> JobmonServer:
         verify=extra.verify(),
         client_cert=extra.file("client_cert"),
         client_key=extra.file("client_key"),
-        heartbeat_interval=extra.number("workflow_run_heartbeat_interval", interval),
-        report_by_buffer=extra.number("heartbeat_report_by_buffer", buffer),
+        heartbeat=Heartbeat(
+            extra.number("workflow_run_heartbeat_interval", default.interval),
+            extra.number("heartbeat_report_by_buffer", default.buffer),
+        ),
     )
     if settings.client_key and not settings.client_cert:
         raise ConfigError("client_key in the extra is of no use without client_cert")

@@ -22,12 +22,12 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     JobmonError,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.settings import same_server
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
@@ -562,15 +562,15 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         workflow_id = positive_id("workflow_id", self.workflow_id)
         hook = JobmonHook(self.jobmon_conn_id)
         with airflow_errors(), self._heeding_on_kill(context):
-            interval, buffer = heartbeat_of(
+            heartbeat = heartbeat_of(
                 hook.server.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
             )
             if self.cluster_name is not None:  # before there is a run
                 python = execution.find_python(self.jobmon_python or hook.server.jobmon_python)
-                environment = execution.executor_environment(hook.server.settings, interval, buffer)
+                environment = execution.executor_environment(hook.server.settings, heartbeat)
             server = hook.server.settings.service_url
             self._memory = memory = RunMemory(context, workflow_id, server, self.log)
-            own, status = self._run_of_this_task(context, hook, memory, interval * buffer)
+            own, status = self._run_of_this_task(context, hook, memory, heartbeat.good_for)
             run = own.workflow_run_id
             with self._looking_after(own, hook):
                 memory.remember(run, own.created_at)
@@ -584,9 +584,9 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                     with self._waiting():
                         command = execution.executor_command(python, workflow_id, run, self.cluster_name)
                         self._execution = execution.Execution(command, environment, self.log)
-                        end = self._wait_for_execution(hook, workflow_id, run, interval, buffer)
+                        end = self._wait_for_execution(hook, workflow_id, run, heartbeat)
                 else:
-                    end = self._wait(hook, own, status, interval, buffer)
+                    end = self._wait(hook, own, status, heartbeat)
                 self._settled = end.status is not None and end.status.is_terminal
         return self._finish(context, own, run_event(run, end), hook)
 
@@ -742,9 +742,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self._converse(hook, ready)
         self.log.info("Workflow %d is ready for its next run", workflow_id)
 
-    def _wait(
-        self, hook: JobmonHook, own: _OwnRun, status: RunStatus, interval: float, buffer: float
-    ) -> RunEnd:
+    def _wait(self, hook: JobmonHook, own: _OwnRun, status: RunStatus, heartbeat: Heartbeat) -> RunEnd:
         from airflow_jobmon_provider.client.conversations import ended
 
         run, workflow_id = own.workflow_run_id, own.workflow_id
@@ -758,19 +756,19 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             )
         with self._waiting():
             if not self.deferrable:
-                watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive), status)
+                watch = self._watch(workflow_id, run, heartbeat, KeepAlive(self.keep_alive), status)
                 return hook.converse(watch, log=self.log)
-            trigger = self._trigger(own, interval, buffer)
+            trigger = self._trigger(own, heartbeat)
         return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
 
-    def _trigger(self, own: _OwnRun, interval: float, buffer: float) -> WorkflowRunHeartbeatTrigger:
+    def _trigger(self, own: _OwnRun, heartbeat: Heartbeat) -> WorkflowRunHeartbeatTrigger:
         from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
         return WorkflowRunHeartbeatTrigger(
             workflow_run_id=own.workflow_run_id,
             jobmon_conn_id=own.jobmon_conn_id,
-            workflow_run_heartbeat_interval=interval,
-            heartbeat_report_by_buffer=buffer,
+            workflow_run_heartbeat_interval=heartbeat.interval,
+            heartbeat_report_by_buffer=heartbeat.buffer,
             keep_alive=self.keep_alive,
             poll_interval=self.poll_interval,
             handoff_deadline=own.created_at + self.handoff_timeout,
@@ -787,8 +785,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self,
         workflow_id: int,
         run: int,
-        interval: float,
-        buffer: float,
+        heartbeat: Heartbeat,
         keep_alive: KeepAlive,
         status: RunStatus | None = None,
     ) -> Conversation[RunEnd]:
@@ -799,8 +796,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         return watch_run(
             run,
             keep_alive=keep_alive,
-            heartbeat_interval=interval,
-            report_by_buffer=buffer,
+            heartbeat=heartbeat,
             poll_interval=self.poll_interval,
             clock=time.monotonic,
             handoff_timeout=max(self.handoff_timeout - age, 0.0),
@@ -821,7 +817,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         return hook.converse(conversation, log=self.log, sleep=sleep)
 
     def _wait_for_execution(
-        self, hook: JobmonHook, workflow_id: int, run: int, interval: float, buffer: float
+        self, hook: JobmonHook, workflow_id: int, run: int, heartbeat: Heartbeat
     ) -> RunEnd:
         """Watch the run while our own executor is at work on it, and see to its end if that one dies."""
         from airflow_jobmon_provider.client.conversations import RunOutcome, ended
@@ -831,7 +827,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         execution = self._execution
         assert execution is not None
         linking = RunStatus.LINKING  # else there would be no executor of ours
-        watch = self._watch(workflow_id, run, interval, buffer, KeepAlive(self.keep_alive), linking)
+        watch = self._watch(workflow_id, run, heartbeat, KeepAlive(self.keep_alive), linking)
         try:
             end = hook.converse(watch, log=self.log, sleep=execution.wait)
         except ExecutorEnded:
@@ -840,7 +836,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             if status is not None and status.is_terminal:
                 end = ended(run, status)
             else:
-                watch = self._watch(workflow_id, run, interval, buffer, keep_alive, status)
+                watch = self._watch(workflow_id, run, heartbeat, keep_alive, status)
                 end = hook.converse(watch, log=self.log)
         execution.stop(_EXECUTOR_GRACE)
         others = execution.exit_code == Exit.NOT_TAKEN  # then how our executor ended says nothing of the run

@@ -16,8 +16,8 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import ResumeTimeout, ServerFailure, ServerUnreachable
+from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,
@@ -303,24 +303,23 @@ class WorkflowRunSensor(_JobmonSensor):
         from airflow_jobmon_provider.client.conversations import RunOutcome, ended, look_at_run
 
         workflow_run_id = positive_id("workflow_run_id", self.workflow_run_id)
-        interval, buffer = heartbeat_of(
+        heartbeat = heartbeat_of(
             hook.server.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
         )
         keep_alive = KeepAlive(self.keep_alive)
         if (
             keep_alive is not KeepAlive.NEVER
             and not self.deferrable
-            and self.poke_interval >= interval * buffer
+            and self.poke_interval >= heartbeat.good_for
         ):
             raise ValueError(
-                f"poke_interval must be shorter than a heartbeat is good for ({interval * buffer:g} s), not"
+                f"poke_interval must be shorter than a heartbeat is good for ({heartbeat.good_for:g} s), not"
                 f" {self.poke_interval:g}: the run would be lost between two pokes"
             )
         look = look_at_run(
             workflow_run_id,
             keep_alive=keep_alive,
-            heartbeat_interval=interval,
-            report_by_buffer=buffer,
+            heartbeat=heartbeat,
             last=self._last_status,
         )
         status = self._last_status = self._converse(hook, look)

@@ -20,13 +20,13 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_jobmon_provider.client import decisions
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ResumeTimeout,
     ServerFailure,
     ServerUnreachable,
 )
+from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,
@@ -345,7 +345,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         from airflow_jobmon_provider.client.follow import ProgressWatch
         from airflow_jobmon_provider.client.ownership import give_up_overdue_run
 
-        interval, buffer = heartbeat_of(
+        heartbeat = heartbeat_of(
             requester.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
         )
         age = max(time.time() - self.created_at, 0.0)
@@ -353,8 +353,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         watch = watch_run(
             self.workflow_run_id,
             keep_alive=KeepAlive(self.keep_alive),
-            heartbeat_interval=interval,
-            report_by_buffer=buffer,
+            heartbeat=heartbeat,
             poll_interval=self.poll_interval,
             clock=time.monotonic,
             handoff_timeout=None if self.handoff_deadline is None else _remaining(self.handoff_deadline),

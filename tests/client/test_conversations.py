@@ -20,7 +20,6 @@ from airflow_jobmon_provider.client.conversations import (
     wait_until_resumable,
     watch_run,
 )
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import (
     NotAuthorized,
     ResumeTimeout,
@@ -29,6 +28,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotFound,
     WorkflowRunNotFound,
 )
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Call
 from tests.client.simulation import Answer, Simulation
@@ -222,8 +222,7 @@ class Run:
 def watch(sim: Simulation, **options: Any) -> RunEnd:
     defaults: dict[str, Any] = {
         "keep_alive": KeepAlive.UNTIL_BOUND,
-        "heartbeat_interval": 30,
-        "report_by_buffer": 3.1,
+        "heartbeat": Heartbeat(),
         "poll_interval": 60,
         "clock": sim.clock,
     }
@@ -273,7 +272,7 @@ def test_no_gap_between_heartbeats_exceeds_what_they_are_good_for(
 ) -> None:
     run = Run((3000, "B"), (3001, "R"), (4000, "D"))
     sim = Simulation(run, latency=latency)
-    watch(sim, heartbeat_interval=interval, report_by_buffer=buffer, uniform=random.Random(seed).uniform)
+    watch(sim, heartbeat=Heartbeat(interval, buffer), uniform=random.Random(seed).uniform)
     assert run.largest_gap < interval * buffer
 
 
@@ -484,6 +483,6 @@ def test_a_look_beats_only_for_a_run_that_is_ours(
     keep_alive: KeepAlive, status: str, sent: list[str]
 ) -> None:
     sim = Simulation(lambda call, now: {"status": status})
-    look = look_at_run(5, keep_alive=keep_alive, heartbeat_interval=30, report_by_buffer=3.1)
+    look = look_at_run(5, keep_alive=keep_alive, heartbeat=Heartbeat())
     assert sim.run(look) is RunStatus(status)
     assert [call.message["status"] for _, call in sim.asked] == sent

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_jobmon_provider.client import decisions
-from airflow_jobmon_provider.client.decisions import KeepAlive, ResumeStep
+from airflow_jobmon_provider.client.decisions import ResumeStep
+from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Resumability
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_jobmon_provider.client.conversations import Outage, RunEnd, RunOutcome, look_at_run, watch_run
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.protocol import Call, peek_status
 from tests.client.simulation import RunOnServer, Simulation
@@ -18,8 +18,7 @@ from tests.client.simulation import RunOnServer, Simulation
 def watch(sim: Simulation, **options: Any) -> RunEnd:
     defaults: dict[str, Any] = {
         "keep_alive": KeepAlive.UNTIL_BOUND,
-        "heartbeat_interval": 30,
-        "report_by_buffer": 3.1,
+        "heartbeat": Heartbeat(),
         "poll_interval": 60,
         "clock": sim.clock,
     }
@@ -27,9 +26,7 @@ def watch(sim: Simulation, **options: Any) -> RunEnd:
 
 
 def look(sim: Simulation, keep_alive: KeepAlive = KeepAlive.UNTIL_BOUND, **options: Any) -> RunStatus:
-    return sim.run(
-        look_at_run(5, keep_alive=keep_alive, heartbeat_interval=30, report_by_buffer=3.1, **options)
-    )
+    return sim.run(look_at_run(5, keep_alive=keep_alive, heartbeat=Heartbeat(), **options))
 
 
 def said(sim: Simulation) -> list[str]:

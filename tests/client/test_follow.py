@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from airflow_jobmon_provider.client import follow
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Conversation, RunEnd, RunOutcome, watch_run
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable, UnreadableReply
 from airflow_jobmon_provider.client.follow import (
     MAX_FAILURE_TEXT,
@@ -26,6 +25,7 @@ from airflow_jobmon_provider.client.follow import (
     explain_failure,
     progress_pause,
 )
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.protocol import Call, TaskCounts
 from airflow_jobmon_provider.client.requester import Requester, converse
 from airflow_jobmon_provider.client.settings import Settings
@@ -122,8 +122,7 @@ def watch(sim: Simulation, **options: Any) -> RunEnd:
     conversation = watch_run(
         5,
         keep_alive=KeepAlive.UNTIL_BOUND,
-        heartbeat_interval=30,
-        report_by_buffer=3.1,
+        heartbeat=Heartbeat(),
         poll_interval=60,
         clock=sim.clock,
         progress=ProgressWatch(7, sim.clock, age=options.get("age", 0.0)),
@@ -185,8 +184,7 @@ def test_progress_costs_no_request_of_its_own() -> None:
         conversation = watch_run(
             5,
             keep_alive=KeepAlive.NEVER,
-            heartbeat_interval=30,
-            report_by_buffer=3.1,
+            heartbeat=Heartbeat(),
             poll_interval=60,
             clock=sim.clock,
             uniform=low,
@@ -403,8 +401,7 @@ def test_a_real_run_tells_its_progress(
     conversation = watch_run(
         workflow.workflow_run_id or 0,
         keep_alive=KeepAlive.NEVER,
-        heartbeat_interval=30,
-        report_by_buffer=3.1,
+        heartbeat=Heartbeat(),
         poll_interval=0.3,
         clock=time.monotonic,
         timeout=1.5,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.requester import Requester
 from airflow_jobmon_provider.client.settings import Settings, heartbeat_defaults, join_prefix
 from airflow_jobmon_provider.client.workflow_run import WorkflowRun, WorkflowRunFactory
@@ -38,7 +39,7 @@ heartbeat:
     assert settings.retries_timeout == 9
     assert settings.retries_attempts == 10
     assert settings.request_timeout == 20
-    assert (settings.heartbeat_interval, settings.report_by_buffer) == (45, 2.5)
+    assert settings.heartbeat == Heartbeat(45, 2.5)
     assert Requester.from_defaults().retries_timeout == 9
 
 
@@ -46,7 +47,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "https://jobmon.example/")
     settings = Settings.from_defaults()
     assert settings.service_url == "https://jobmon.example/api/v3"
-    assert (settings.heartbeat_interval, settings.report_by_buffer) == (30, 3.1)
+    assert settings.heartbeat == Heartbeat(30, 3.1)
     run = WorkflowRun(7)
     assert (run.heartbeat_interval, run.heartbeat_report_by_buffer) == (30, 3.1)
     assert WorkflowRunFactory(7).requester.url == "https://jobmon.example/api/v3"

@@ -16,8 +16,8 @@ from airflow_jobmon_provider.client.conversations import (
     RunOutcome,
     watch_run,
 )
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.ownership import give_up_overdue_run
 from airflow_jobmon_provider.client.protocol import Call, task_counts
@@ -29,8 +29,7 @@ FOR_EVER = (0.0, 1e9)
 def watch(sim: Simulation, **options: Any) -> RunEnd:
     defaults: dict[str, Any] = {
         "keep_alive": KeepAlive.UNTIL_BOUND,
-        "heartbeat_interval": 30,
-        "report_by_buffer": 3.1,
+        "heartbeat": Heartbeat(),
         "poll_interval": 60,
         "clock": sim.clock,
         "owned": True,

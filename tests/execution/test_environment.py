@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.execution import KEEP, executor_environment, inherited_environment
 
@@ -94,7 +95,7 @@ def test_the_executor_gets_the_connections_server_and_not_the_workers_secrets(
 ) -> None:
     for name, value in {**NOT_FOR_JOBS, **FOR_JOBS}.items():
         monkeypatch.setenv(name, value)
-    environment = executor_environment(Settings("http://jobmon.example.org"), 30, 3.1)
+    environment = executor_environment(Settings("http://jobmon.example.org"), Heartbeat())
     assert NOT_FOR_JOBS.keys() & environment.keys() == set()
     assert FOR_JOBS.keys() <= environment.keys()
     assert environment["JOBMON__HTTP__SERVICE_URL"] == "http://jobmon.example.org"

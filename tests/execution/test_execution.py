@@ -13,6 +13,7 @@ import pytest
 
 from airflow_jobmon_provider import execution
 from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
 from airflow_jobmon_provider.execution import (
     Execution,
@@ -83,7 +84,7 @@ def test_what_it_writes_cannot_do_harm() -> None:
 
 def test_the_servers_password_is_not_shown() -> None:
     environment = executor_environment(
-        Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ss word")}), 30, 3.1
+        Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ss word")}), Heartbeat()
     )
     started, log = run(
         "import os; u = os.environ['JOBMON__HTTP__SERVICE_URL']; print(u, 'p@ss word');"
@@ -97,7 +98,7 @@ def test_the_servers_password_is_not_shown() -> None:
 
 def test_the_servers_password_is_not_among_the_arguments() -> None:
     environment = executor_environment(
-        Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ssw0rd")}), 30, 3.1
+        Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ssw0rd")}), Heartbeat()
     )
     started, log = run(
         "import os; print(os.environ['JOBMON__HTTP__SERVICE_URL'], flush=True); os.read(0, 1);"
@@ -210,7 +211,7 @@ def test_the_environment_names_the_connections_server(monkeypatch: pytest.Monkey
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://elsewhere")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     settings = Settings(SERVER, headers={"Authorization": basic_authorization("m@e", "p:a/ss$HOME")})
-    environment = executor_environment(settings, 29.5, 3.1)
+    environment = executor_environment(settings, Heartbeat(29.5, 3.1))
     assert "secret" not in environment.values()
     assert environment["SLURM_CONF"] == "/etc/slurm.conf"
     assert {key: value for key, value in environment.items() if key.startswith("JOBMON__")} == {
@@ -231,19 +232,19 @@ def test_the_environment_names_the_connections_server(monkeypatch: pytest.Monkey
 )
 def test_what_jobmons_client_cannot_send_is_refused(headers: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot send the connection's {named}:") as caught:
-        executor_environment(Settings(SERVER, headers=headers), 30, 3.1)
+        executor_environment(Settings(SERVER, headers=headers), Heartbeat())
     assert "hidden" not in str(caught.value)
 
 
 def test_a_ca_bundle_is_passed_on_and_no_check_refused(tmp_path: Path) -> None:
     bundle = str(tmp_path / "ca.pem")
-    environment = executor_environment(Settings(SERVER, verify=bundle), 30, 3.1)
+    environment = executor_environment(Settings(SERVER, verify=bundle), Heartbeat())
     assert environment["REQUESTS_CA_BUNDLE"] == environment["SSL_CERT_FILE"] == bundle
     with pytest.raises(ConfigError, match="always checks TLS certificates"):
-        executor_environment(Settings(SERVER, verify=False), 30, 3.1)
-    executor_environment(Settings("http://localhost:1", verify=False), 30, 3.1)
+        executor_environment(Settings(SERVER, verify=False), Heartbeat())
+    executor_environment(Settings("http://localhost:1", verify=False), Heartbeat())
     with pytest.raises(ConfigError, match="cannot send a client certificate"):
-        executor_environment(Settings(SERVER, client_cert=bundle), 30, 3.1)
+        executor_environment(Settings(SERVER, client_cert=bundle), Heartbeat())
 
 
 # Which Python

@@ -33,7 +33,6 @@ from airflow_jobmon_provider.client.conversations import (
     wait_until_resumable,
     watch_run,
 )
-from airflow_jobmon_provider.client.decisions import KeepAlive
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ResumeTimeout,
@@ -41,6 +40,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     WorkflowBusy,
 )
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import STAGES, Mover, RunStatus, moves
 from airflow_jobmon_provider.client.ownership import create_run, end_without_executor, give_up_run
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
@@ -486,8 +486,7 @@ class Interleavings(RuleBasedStateMachine):
         watching = watch_run(
             run,
             keep_alive=KeepAlive.UNTIL_BOUND,
-            heartbeat_interval=INTERVAL,
-            report_by_buffer=BUFFER,
+            heartbeat=Heartbeat(INTERVAL, BUFFER),
             poll_interval=60,
             clock=self.clock,
             handoff_timeout=handoff_timeout,
@@ -522,8 +521,7 @@ class Interleavings(RuleBasedStateMachine):
         looking = watch_run(
             run,
             keep_alive=KeepAlive.UNTIL_BOUND,
-            heartbeat_interval=INTERVAL,
-            report_by_buffer=BUFFER,
+            heartbeat=Heartbeat(INTERVAL, BUFFER),
             poll_interval=60,
             clock=self.clock,
             timeout=200.0,

@@ -18,6 +18,7 @@ from pytest_mock import MockerFixture
 
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import ConfigError, WorkflowNotFound
+from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
 from airflow_jobmon_provider.hooks import jobmon as hook_module
@@ -96,8 +97,7 @@ def test_extra(tmp_path: Path) -> None:
         request_timeout=5,
         headers={"X-Site": "north"},
         verify=str(bundle),
-        heartbeat_interval=12.5,
-        report_by_buffer=2.5,
+        heartbeat=Heartbeat(12.5, 2.5),
         client_cert=str(bundle),
         client_key=str(bundle),
     )
@@ -108,7 +108,7 @@ def test_what_is_not_given_is_jobmons_default(monkeypatch: pytest.MonkeyPatch) -
         "http://jobmon.example/api/v3"
     )
     monkeypatch.setenv("JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL", "45")
-    assert server().settings.heartbeat_interval == 45
+    assert server().settings.heartbeat.interval == 45
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""How a run is kept alive: how often, for how long a heartbeat counts, and until when that is our work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from airflow_jobmon_provider.client.validation import seconds
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """How often heartbeats are sent, and for how long one counts.
+
+    :param interval: seconds between two heartbeats. Default: Jobmon's, 30.
+    :param buffer: a heartbeat counts for the interval times this. Default: Jobmon's, 3.1.
+    :raises ValueError: one of them is negative or not finite.
+    """
+
+    interval: float = 30.0
+    buffer: float = 3.1
+
+    def __post_init__(self) -> None:
+        seconds("heartbeat_interval", self.interval)
+        seconds("report_by_buffer", self.buffer)
+
+    @property
+    def good_for(self) -> float:
+        """Seconds after which the run is lost, unless another heartbeat has come."""
+        return self.interval * self.buffer
+
+
+class KeepAlive(str, Enum):
+    """For how long a run's heartbeat is this client's business (docs/rules.md, rule 1)."""
+
+    NEVER = "never"
+    """Only watch. A run in LINKING is lost once its heartbeat runs out."""
+    UNTIL_BOUND = "until_bound"
+    """While LINKING. From BOUND on the executor beats, and a dead one must be seen by Jobmon's reaper."""
+    UNTIL_DONE = "until_done"
+    """While LINKING and RUNNING, for executors that do not beat themselves: hides their death for ever."""
