@@ -30,12 +30,20 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowBusy,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import CreatedRun
+from airflow_jobmon_provider.client.protocol import Call, CreatedRun
 
 T = TypeVar("T")
 
 _OVERDUE_PATIENCE = 5.0  # seconds: a worker goes on trying
 _LAST_CHANCE = 20.0
+
+
+def abort(workflow_run_id: int) -> Call[RunStatus]:
+    """Return the call that aborts a run which no executor has taken.
+
+    Only LINKING leads to ABORTED. For a run in any other status the call reads it, and changes nothing.
+    """
+    return protocol.update_status(workflow_run_id, RunStatus.ABORTED)
 
 
 def create_run(
@@ -152,7 +160,7 @@ def end_without_executor(
     subject = f"workflow run {workflow_run_id}"
     outage = Outage(subject, clock, not_found_until=clock() + decisions.COMMIT_PATIENCE)
     while True:
-        seen = yield from outage.ask(protocol.abort(workflow_run_id))
+        seen = yield from outage.ask(abort(workflow_run_id))
         if taken and seen is not None and seen.is_starting:
             seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ERROR))
         if seen is not None:
@@ -192,7 +200,7 @@ def give_up_run(
     while True:
         # The reply counts, not a look after it: that may still say LINKING.
         patience = max(min(timeout / 3, _left(end, clock)), LAST_LOOK)
-        seen = yield from outage.ask(protocol.abort(workflow_run_id), patience)
+        seen = yield from outage.ask(abort(workflow_run_id), patience)
         status = seen or status
         if seen is not None:
             left_alone = stop_workflow is None and seen is not RunStatus.LINKING

@@ -368,11 +368,6 @@ def update_status(workflow_run_id: int, status: RunStatus) -> Call[RunStatus]:
     )
 
 
-def abort(workflow_run_id: int) -> Call[RunStatus]:
-    """Abort a run that no executor has taken. Only LINKING leads to ABORTED: any other run it reads only."""
-    return update_status(workflow_run_id, RunStatus.ABORTED)
-
-
 def lost_workflow_runs(status: RunStatus) -> Call[tuple[LostRun, ...]]:
     """GET lost_workflow_run: the runs in a status whose heartbeat date has passed.
 

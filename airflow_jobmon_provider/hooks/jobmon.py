@@ -320,10 +320,10 @@ class JobmonHook(BaseHook):
         :raises JobmonError: the server did not answer, or there is no such run.
         :raises ValueError: the id is no positive integer.
         """
-        from airflow_jobmon_provider.client import protocol
+        from airflow_jobmon_provider.client.ownership import abort
 
         run = positive_id("workflow_run_id", workflow_run_id)
-        status = self.ask(protocol.abort(run))
+        status = self.ask(abort(run))
         self.log.info("Workflow run %d is %s: %s", run, status, status.meaning)
         return status
 
