@@ -1,4 +1,4 @@
-"""A function that a reader must scroll is too long: 40 lines without its docstring at most."""
+"""How the code is laid out: functions that a reader sees at once, and what may be imported from where."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SOURCES = [
     for folder in ("airflow_jobmon_provider", "benchmarks", "dev")
     for path in (PROJECT / folder).rglob("*.py")
 ]
+TESTS = sorted((PROJECT / "tests").rglob("*.py"))
 
 
 def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -40,3 +41,10 @@ def test_no_function_is_longer_than_a_reader_sees_at_once(path: Path) -> None:
 def test_lines_are_counted_without_the_docstring() -> None:
     source = 'def one():\n    """Say\n\n    a lot."""\n    a = 1\n    return a\n'
     assert lengths(source) == {"one, line 1": 3}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_nothing_is_imported_from_a_test_module(path: Path) -> None:
+    tree = ast.walk(ast.parse(path.read_text()))
+    imported = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom)]
+    assert [module for module in imported if module.rpartition(".")[2].startswith("test_")] == []

@@ -131,3 +131,22 @@ class RunOnServer:
         if self.status + wanted in VALID_MOVES:
             self.status = wanted
         return {"status": self.status}
+
+
+class RunOfADeadExecutor:
+    """A run on a simulated server that knows the transitions of docs/protocol.md, "Transitions"."""
+
+    VALID = frozenset({"LA", "BE", "IE", "OE", "RE"})
+
+    def __init__(self, status: str, *faults: Any) -> None:
+        self.status = status
+        self.faults = list(faults)
+
+    def __call__(self, call: Call[Any], now: float) -> Any:
+        assert call.route == "/workflow_run/5/update_status"
+        if self.faults and (fault := self.faults.pop(0)):
+            return fault
+        wanted = call.message["status"]
+        if self.status + wanted in self.VALID:
+            self.status = wanted
+        return {"status": self.status}

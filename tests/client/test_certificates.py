@@ -30,7 +30,7 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
-from tests.client.test_time_limits import COSTLY_LOOK, Asking, blocking, nonblocking
+from tests.client.timed_transports import COSTLY_LOOK, Asking, blocking, nonblocking
 from tests.stub_server import StubServer
 from tests.tunnel_proxy import TunnelProxy
 

@@ -10,8 +10,7 @@ from airflow_jobmon_provider.client.decisions import COMMIT_PATIENCE
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.ownership import end_without_executor
-from tests.client.simulation import Simulation
-from tests.client.test_ownership import RunOfADeadExecutor
+from tests.client.simulation import RunOfADeadExecutor, Simulation
 
 UNKNOWN = WorkflowRunNotFound("workflow run 5 does not exist")
 

@@ -24,7 +24,7 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
-from tests.client.test_time_limits import Asking, blocking, nonblocking
+from tests.client.timed_transports import Asking, blocking, nonblocking
 from tests.stub_server import Reply, StubServer
 from tests.tunnel_proxy import TunnelProxy
 

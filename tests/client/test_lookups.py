@@ -19,8 +19,8 @@ from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.exceptions import ServerUnreachable
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.settings import Settings
-from tests.client.test_pool import serving
-from tests.client.test_time_limits import Asking, blocking, nonblocking
+from tests.client.pool_server import serving
+from tests.client.timed_transports import Asking, blocking, nonblocking
 from tests.stub_server import StubServer
 
 BEAT, LOOK = protocol.peek_status(5), protocol.is_resumable(7)

@@ -17,7 +17,7 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.ownership import create_run, end_without_executor, give_up_run
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
-from tests.client.simulation import Simulation
+from tests.client.simulation import RunOfADeadExecutor, Simulation
 
 REFUSED = ServerUnreachable("POST http://jobmon: Connection refused", processed=False)
 NO_REPLY = ServerUnreachable("POST http://jobmon: no reply within 20 s")
@@ -237,25 +237,6 @@ def test_a_server_that_stays_down_is_none() -> None:
 
 
 # --- end_without_executor -----------------------------------------------------------------------------------
-
-
-class RunOfADeadExecutor:
-    """A run on a simulated server that knows the transitions of docs/protocol.md, "Transitions"."""
-
-    VALID = frozenset({"LA", "BE", "IE", "OE", "RE"})
-
-    def __init__(self, status: str, *faults: Any) -> None:
-        self.status = status
-        self.faults = list(faults)
-
-    def __call__(self, call: Call[Any], now: float) -> Any:
-        assert call.route == "/workflow_run/5/update_status"
-        if self.faults and (fault := self.faults.pop(0)):
-            return fault
-        wanted = call.message["status"]
-        if self.status + wanted in self.VALID:
-            self.status = wanted
-        return {"status": self.status}
 
 
 @pytest.mark.parametrize(

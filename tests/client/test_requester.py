@@ -33,6 +33,7 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
 from airflow_jobmon_provider.client.settings import Settings
 from tests.client.simulation import Simulation
+from tests.client.transports import blocking, nonblocking
 from tests.stub_server import HANG_UP, Reply, StubServer
 
 MakeStub = Callable[..., StubServer]
@@ -48,19 +49,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
     return waited
-
-
-async def blocking(settings: Settings, call: protocol.Call[Any]) -> Any:
-    requester = Requester.from_settings(settings)
-    try:
-        return await asyncio.to_thread(ask, requester, call, tenacious=False)
-    finally:
-        requester.close()
-
-
-async def nonblocking(settings: Settings, call: protocol.Call[Any]) -> Any:
-    async with AsyncRequester(settings) as requester:
-        return await requester.ask(call)
 
 
 @pytest.fixture(params=[blocking, nonblocking])

@@ -32,7 +32,7 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
 from airflow_jobmon_provider.client.text import Secrets
-from tests.client.test_requester import blocking, nonblocking
+from tests.client.transports import blocking, nonblocking
 from tests.stub_server import HANG_UP, Reply, StubServer
 
 MakeStub = Callable[..., StubServer]

@@ -8,46 +8,26 @@ import dataclasses
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from airflow_jobmon_provider.client import async_requester, protocol
 from airflow_jobmon_provider.client.async_requester import MAX_CONNECTIONS, AsyncRequester
-from airflow_jobmon_provider.client.conversations import Ask
 from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.client.settings import COSTLY_TIMEOUT, Settings, time_for
-from tests.client.test_pool import serving
+from tests.client.pool_server import serving
+from tests.client.timed_transports import COSTLY_LOOK, LOOK, Asking, blocking, nonblocking, one
 from tests.stub_server import HANG_UP, Reply, StubServer
 
 MakeStub = Callable[..., StubServer]
-Asking = Callable[..., Awaitable[Any]]
 
 YES = {"workflow_is_resumable": True}
-LOOK = protocol.is_resumable(7)
 BEAT = protocol.peek_status(5)
-COSTLY_LOOK = dataclasses.replace(LOOK, costly=True)
 COSTLY_POST = dataclasses.replace(protocol.set_resume_state(7, True), costly=True)
-
-
-def one(call: protocol.Call[Any], timeout: float | None) -> Any:
-    return (yield Ask(call, timeout))
-
-
-async def blocking(settings: Settings, call: protocol.Call[Any], timeout: float | None = None) -> Any:
-    requester = Requester.from_settings(settings)
-    try:
-        return await asyncio.to_thread(converse, requester, one(call, timeout))
-    finally:
-        requester.close()
-
-
-async def nonblocking(settings: Settings, call: protocol.Call[Any], timeout: float | None = None) -> Any:
-    async with AsyncRequester(settings) as requester:
-        return await requester.converse(one(call, timeout))
 
 
 @pytest.fixture(params=[blocking, nonblocking])

@@ -23,8 +23,8 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.requester import Requester
 from airflow_jobmon_provider.client.workflow_run import WorkflowRun, WorkflowRunFactory
 from dev.jobmon_sandbox import JobmonSandbox
-from tests.contract.test_routes import stop_with_stuck_tasks
 from tests.stub_server import HANG_UP, Reply, StubServer
+from tests.stuck_tasks import stop_with_stuck_tasks
 
 NOBODY = 987_654_321
 

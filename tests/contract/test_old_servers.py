@@ -25,7 +25,7 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
-from tests.contract.test_replies import recorded
+from tests.contract.recordings import recorded
 from tests.fuzz.targets import ROUTES
 from tests.stub_server import Reply, StubServer
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,16 +37,10 @@ from airflow_jobmon_provider.client.protocol import (
 )
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.contract.recorder import NOBODY, Recording, record, record_login_wanted, shape, unnamed
+from tests.contract.recordings import REPLIES, recorded
 from tests.fuzz.targets import routes_of_the_protocol
 
 SERVER = "http://jobmon.example/api"
-REPLIES = Path(__file__).with_name("replies")
-
-
-def recorded(name: str) -> dict[str, Recording]:
-    """Return the recordings of a server, by case."""
-    rows = json.loads((REPLIES / f"{name}.json").read_text())["replies"]
-    return {row["case"]: row for row in rows}
 
 
 OLD, NEW = recorded("3.4.8"), recorded("3.7")

@@ -22,6 +22,7 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import LostRun, Resumability
 from airflow_jobmon_provider.client.requester import Requester, ask
 from dev.jobmon_sandbox import JobmonSandbox
+from tests.stuck_tasks import stop_with_stuck_tasks
 
 NOBODY = 987_654_321
 
@@ -84,16 +85,6 @@ def test_what_is_resumable(
     workflow = sandbox.make_workflow_in(status)
     reply = ask(requester, protocol.is_resumable(workflow.workflow_id))
     assert reply == Resumability(resumable, 0 if prefix == "/api/v3" else None)
-
-
-def stop_with_stuck_tasks(sandbox: JobmonSandbox) -> tuple[int, int]:
-    """Make a workflow whose run was told to stop, and whose one task instance never answers."""
-    workflow = sandbox.make_workflow_in("C")
-    run = workflow.workflow_run_id or 0
-    task = sandbox.query("SELECT id FROM task WHERE workflow_id = ?", workflow.workflow_id)[0][0]
-    columns = "workflow_run_id, task_id, status, array_id, task_resources_id, array_batch_num, array_step_id"
-    sandbox.change(f"INSERT INTO task_instance ({columns}) VALUES (?, ?, 'K', 1, 1, 0, 0)", run, task)
-    return workflow.workflow_id, run
 
 
 def test_a_forced_clean_up_ends_the_run_at_once(sandbox: JobmonSandbox) -> None:

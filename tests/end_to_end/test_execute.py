@@ -13,9 +13,10 @@ from airflow_jobmon_provider.execution import EXECUTOR
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.end_to_end.conftest import SECRETS
-from tests.end_to_end.test_example_dags import (
+from tests.end_to_end.dag_runs import (
     assert_ended,
     assert_nothing_claimed_of_an_executors_run,
+    command_lines,
     errors,
     new_run,
     provider_beats,
@@ -23,16 +24,6 @@ from tests.end_to_end.test_example_dags import (
 
 EXECUTE, OVER_SSH = "jobmon_resume_and_execute", "jobmon_execute_over_ssh"
 pytestmark = pytest.mark.timeout(240)
-
-
-def command_lines() -> list[str]:
-    lines = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue  # it has just ended
-    return lines
 
 
 def executors(run: int) -> list[str]:

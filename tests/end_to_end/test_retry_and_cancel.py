@@ -6,7 +6,7 @@ import pytest
 
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
-from tests.end_to_end.test_example_dags import RESUME_AND_CREATE, assert_ended, new_run, provider_beats
+from tests.end_to_end.dag_runs import RESUME_AND_CREATE, assert_ended, new_run, provider_beats
 
 pytestmark = pytest.mark.timeout(240)
 

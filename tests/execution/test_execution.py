@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -24,26 +23,9 @@ from airflow_jobmon_provider.execution import (
 )
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
+from tests.execution.programs import Lines, run
 
 SERVER = "https://jobmon.example.org:8070/api/v3"
-
-
-class Lines:
-    """A log that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, level: int, line: str, /, *args: object) -> None:
-        assert level == logging.INFO
-        self.lines.append(line % args)
-
-
-def run(program: str, environment: dict[str, str] | None = None) -> tuple[Execution, Lines]:
-    """Start a Python program in the executor's place; it finds its lifeline in ``sys.argv``."""
-    log = Lines()
-    env = {"PYTHONUNBUFFERED": "1", **(environment or {})}
-    return Execution([sys.executable, "-c", program], env, log), log
 
 
 def finish(execution: Execution) -> int | None:
@@ -164,7 +146,7 @@ def test_a_worker_that_is_killed_is_noticed_by_the_executor(tmp_path: Path) -> N
     child = f"import os, sys; os.read(int(sys.argv[-1]), 1); open({str(told)!r}, 'w').close()"
     worker = (
         "import os, signal, sys\n"
-        "from tests.execution.test_execution import run\n"
+        "from tests.execution.programs import run\n"
         f"execution, log = run({child!r})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -13,7 +13,7 @@ import pytest
 from airflow_jobmon_provider.execution import Execution, ExecutorEnded
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
-from tests.execution.test_execution import Lines, run
+from tests.execution.programs import Lines, run
 
 LEAVES_A_CHILD = """
 import subprocess, sys

@@ -12,20 +12,10 @@ import pytest
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.airflow_task import fire
-from tests.triggers.test_jobmon import beats, until
+from tests.faults.runs import linking_runs
+from tests.triggers.runs import beats, until
 
 pytestmark = [pytest.mark.usefixtures("connection"), pytest.mark.timeout(180)]
-
-
-def linking_runs(sandbox: JobmonSandbox, count: int) -> list[int]:
-    """Make so many runs that wait for an executor, each of a workflow of its own."""
-    original = sandbox.make_workflow("new", tasks=1).workflow_id
-    made = []
-    for workflow in sandbox.copy_workflow(original, count):
-        body = {"workflow_id": workflow, "user": "sandbox", "jobmon_version": "sandbox"}
-        reply = sandbox.post("/api/v2/workflow_run", {**body, "next_report_increment": 3600})
-        made.append(reply["workflow_run_id"])
-    return made
 
 
 def trigger(run: int, **options: Any) -> WorkflowRunHeartbeatTrigger:

@@ -17,9 +17,9 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from dev.jobmon_sandbox import JobmonSandbox, SandboxError
 from tests.airflow_task import TaskInstance, fire, run_task
-from tests.faults.test_long import linking_runs
-from tests.operators.test_jobmon import create, resume
-from tests.triggers.test_jobmon import beats, trigger, until
+from tests.faults.runs import linking_runs
+from tests.operators.tasks import create, resume
+from tests.triggers.runs import beats, trigger, until
 
 CROWD = 100
 BOUND = 30  # seconds in which a trigger must learn that its run has ended, on a busy machine

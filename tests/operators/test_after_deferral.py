@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowTa
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.airflow_task import TaskInstance, resume
-from tests.operators.test_jobmon import create, last_run
+from tests.operators.tasks import create, last_run
 from tests.stub_server import StubServer
 
 pytestmark = pytest.mark.usefixtures("connection")

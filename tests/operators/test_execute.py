@@ -18,7 +18,7 @@ from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.airflow_task import Ended, TaskInstance, run_task
 from tests.execution.conftest import group_members
-from tests.operators.test_jobmon import last_run
+from tests.operators.tasks import last_run
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("connection")]
 

@@ -19,33 +19,20 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator, ResumeWorkflowOperator
+from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.airflow_task import TaskInstance, Tries, run_task, stored
-from tests.contract.test_routes import stop_with_stuck_tasks
+from tests.operators.tasks import create, died_after_creating, last_run, resume
 from tests.proxy import SwallowingProxy
 from tests.stub_server import Reply, StubServer
+from tests.stuck_tasks import stop_with_stuck_tasks
 
 NOBODY = 987_654_321
 
 pytestmark = pytest.mark.usefixtures("connection")
 
 both = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferrable"])
-
-
-def resume(workflow_id: Any, **options: Any) -> ResumeWorkflowOperator:
-    return ResumeWorkflowOperator(task_id="resume", workflow_id=workflow_id, **options)
-
-
-def create(workflow_id: Any, **options: Any) -> CreateWorkflowRunOperator:
-    """The operator in a hurry: a heartbeat each second that is good for three."""
-    hurry = {"workflow_run_heartbeat_interval": 1, "heartbeat_report_by_buffer": 3.0, "poll_interval": 0.5}
-    return CreateWorkflowRunOperator(task_id="run", workflow_id=workflow_id, **{**hurry, **options})
-
-
-def last_run(sandbox: JobmonSandbox, workflow_id: int) -> tuple[int, str]:
-    return sandbox.runs(workflow_id)[-1]
 
 
 def in_the_background(action: Callable[[], object]) -> threading.Thread:
@@ -416,17 +403,6 @@ def test_a_busy_or_done_workflow_gets_no_run_and_the_servers_words(
 
 
 # --- retries and clears -------------------------------------------------------------------------------------
-
-
-def died_after_creating(sandbox: JobmonSandbox, tries: Tries, status: str = "") -> tuple[int, int]:
-    """Make a workflow whose task died once it had created a run; an executor then took the run this far."""
-    workflow_id = sandbox.make_workflow_in("E").workflow_id
-    with pytest.raises(TaskDeferred):
-        create(workflow_id, deferrable=True).execute(tries.next())
-    run = last_run(sandbox, workflow_id)[0]
-    for step in status:
-        sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": step})
-    return workflow_id, run
 
 
 @pytest.mark.parametrize("status", ["", "B", "BIOR"])

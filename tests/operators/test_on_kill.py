@@ -17,7 +17,7 @@ from airflow_jobmon_provider import task_state
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
-from tests.operators.test_jobmon import create, last_run
+from tests.operators.tasks import create, last_run
 from tests.stub_server import Reply, StubServer
 
 pytestmark = pytest.mark.usefixtures("connection")

@@ -16,7 +16,7 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.operators._retry import Step, next_step
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
-from tests.operators.test_jobmon import create, died_after_creating, last_run
+from tests.operators.tasks import create, died_after_creating, last_run
 
 pytestmark = pytest.mark.usefixtures("connection")
 

@@ -20,7 +20,7 @@ from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor, WorkflowRunSensor
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.airflow_task import Ended, TaskInstance, run_task
-from tests.contract.test_routes import stop_with_stuck_tasks
+from tests.stuck_tasks import stop_with_stuck_tasks
 
 NOBODY = 987_654_321
 

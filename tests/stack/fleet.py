@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
-from tests.end_to_end.test_example_dags import provider_beats
+from tests.end_to_end.dag_runs import provider_beats
 
 DAG = "many_runs"
 

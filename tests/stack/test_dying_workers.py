@@ -10,7 +10,7 @@ import pytest
 
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
-from tests.end_to_end.test_example_dags import assert_ended, provider_beats
+from tests.end_to_end.dag_runs import assert_ended, provider_beats
 from tests.stack.conftest import in_background
 
 DAG = "dies_anywhere"

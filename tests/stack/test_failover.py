@@ -10,7 +10,7 @@ import pytest
 
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
-from tests.end_to_end.test_example_dags import assert_ended
+from tests.end_to_end.dag_runs import assert_ended
 from tests.stack.conftest import FAILOVER, INTERVAL, WINDOW
 from tests.stack.fleet import DAG, Fleet, launch
 

@@ -15,8 +15,7 @@ from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from dev.launcher import Child
 from tests.end_to_end.conftest import SECRETS
-from tests.end_to_end.test_example_dags import assert_ended, provider_beats
-from tests.end_to_end.test_execute import command_lines
+from tests.end_to_end.dag_runs import assert_ended, command_lines, provider_beats
 from tests.stack.conftest import in_background
 
 DAG, COUNT = "jobmon_resume_many", 50

@@ -12,29 +12,17 @@ from typing import Any
 import pytest
 from airflow.triggers.base import BaseTrigger
 
-from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
-from dev.jobmon_sandbox import JobmonSandbox, SeenRequest
+from dev.jobmon_sandbox import JobmonSandbox
 from tests.airflow_task import fire, kill, stored
-from tests.contract.test_routes import stop_with_stuck_tasks
 from tests.stub_server import HANG_UP, Reply, StubServer
+from tests.stuck_tasks import stop_with_stuck_tasks
+from tests.triggers.runs import beats, trigger, until
 
 NOBODY = 987_654_321
 
 pytestmark = pytest.mark.usefixtures("connection")
-
-
-def beats(sandbox: JobmonSandbox, run: int | None) -> list[SeenRequest]:
-    """What this provider said of a run."""
-    return [r for r in sandbox.requests(f"/workflow_run/{run}/log_heartbeat") if CLIENT_VERSION in r.query]
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        await asyncio.sleep(0.02)
 
 
 TRIGGERS = [
@@ -53,9 +41,9 @@ def test_serialization_round_trips_in_plain_json(trigger: BaseTrigger) -> None:
 
 def test_no_secret_is_serialized(connection: Callable[..., None], sandbox: JobmonSandbox) -> None:
     connection(sandbox.url, login="alice", password="s3cret")
-    for trigger in TRIGGERS:
-        assert "s3cret" not in repr(trigger.serialize())
-        assert "s3cret" not in repr(trigger)
+    for each in TRIGGERS:
+        assert "s3cret" not in repr(each.serialize())
+        assert "s3cret" not in repr(each)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +132,6 @@ async def test_a_server_that_cannot_clean_up(sandbox: JobmonSandbox) -> None:
 
 
 # --- WorkflowRunHeartbeatTrigger ----------------------------------------------------------------------------
-
-
-def trigger(run: int | None, **options: Any) -> WorkflowRunHeartbeatTrigger:
-    """A trigger in a hurry: a heartbeat each second that is good for three."""
-    defaults = {"workflow_run_heartbeat_interval": 1, "heartbeat_report_by_buffer": 3.0, "poll_interval": 0.5}
-    return WorkflowRunHeartbeatTrigger(run or 0, **{**defaults, **options})
 
 
 async def test_a_run_is_kept_alive_handed_over_and_watched_to_its_end(sandbox: JobmonSandbox) -> None:

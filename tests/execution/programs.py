@@ -1,0 +1,26 @@
+"""Python programs in the executor's place."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from airflow_jobmon_provider.execution import Execution
+
+
+class Lines:
+    """A log that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, level: int, line: str, /, *args: object) -> None:
+        assert level == logging.INFO
+        self.lines.append(line % args)
+
+
+def run(program: str, environment: dict[str, str] | None = None) -> tuple[Execution, Lines]:
+    """Start a Python program in the executor's place; it finds its lifeline in ``sys.argv``."""
+    log = Lines()
+    env = {"PYTHONUNBUFFERED": "1", **(environment or {})}
+    return Execution([sys.executable, "-c", program], env, log), log
