@@ -76,19 +76,6 @@ def execution_limit(deadline: float | None) -> Iterator[None]:
         raise AirflowTaskTimeout(f"execution_timeout is over: {error}") from None
 
 
-def read_event(event: Any) -> dict[str, Any]:
-    """Return a trigger's event, if it is one.
-
-    :raises AirflowException: it is None or no event of this provider's triggers, as after an upgrade.
-    """
-    if isinstance(event, dict) and isinstance(event.get("status"), str):
-        return {"message": f"the trigger ended with {event['status']}", **event}
-    raise AirflowException(
-        "the task came back from the triggerer without a result that this version of the provider can read;"
-        " clear it to begin anew"
-    )
-
-
 def check_literal_id(name: str, value: Any) -> None:
     """Check an id that stands in the DAG file; templates and XComs are checked when they are known.
 

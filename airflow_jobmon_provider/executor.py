@@ -40,7 +40,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 STARTUP_TIMEOUT = 180  # seconds, as in Jobmon's own command
@@ -101,6 +101,24 @@ class Stopped(SystemExit):
     """
 
 
+class Ended(NamedTuple):
+    """How a run ended.
+
+    :param status: Jobmon's code.
+    :param done: how many of its tasks are done.
+    :param tasks: how many it has.
+    :param failed: how many have failed.
+    """
+
+    status: str
+    done: int
+    tasks: int
+    failed: int
+
+    def __str__(self) -> str:
+        return f"{_named(self.status)}: {self.done} of {self.tasks} tasks done, {self.failed} failed"
+
+
 class _Owner:
     """The process that started the executor and looks after the run until the executor takes it.
 
@@ -130,14 +148,14 @@ class _Owner:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def execute(workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _Owner) -> str:
+def execute(workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _Owner) -> Ended:
     """Execute a run to its end.
 
     :param workflow_id: the workflow.
     :param workflow_run_id: its run, which must be LINKING.
     :param cluster_name: the cluster, by Jobmon's name.
     :param owner: looks after the run until it is taken, if there is one.
-    :returns: the line that says how the run ended, after ``ended``; its first word is the status.
+    :returns: how the run ended.
     :raises Failure: it came to nothing.
     :raises Stopped: a signal broke it off.
     """
@@ -538,7 +556,7 @@ def _hold_back(run: _Run, distributor: _Distributor) -> None:
     Requester.send_request_async = send_request_async
 
 
-def _swarm() -> Callable[[_Run, Callable[[], bool]], str]:
+def _swarm() -> Callable[[_Run, Callable[[], bool]], Ended]:
     try:
         from jobmon.client.swarm import resume_workflow_run  # noqa: F401
     except ImportError:
@@ -546,7 +564,7 @@ def _swarm() -> Callable[[_Run, Callable[[], bool]], str]:
     return _run_swarm
 
 
-def _run_swarm(run: _Run, alive: Callable[[], bool]) -> str:
+def _run_swarm(run: _Run, alive: Callable[[], bool]) -> Ended:
     """Jobmon 3.6 and later."""
     from jobmon.client.swarm import resume_workflow_run
 
@@ -557,20 +575,19 @@ def _run_swarm(run: _Run, alive: Callable[[], bool]) -> str:
         status="L",
         timeout=NO_TIMEOUT,
     )
-    counts = f"{result.done_count} of {result.total_tasks} tasks done, {result.failed_count} failed"
-    if result.final_status not in "DESAT":  # it has logged an error, and returned as if there were none
-        raise Failure(Exit.FAILED, f"Jobmon's swarm broke off in {_named(result.final_status)}: {counts}")
-    return f"{_named(result.final_status)}: {counts}"
+    ended = Ended(result.final_status, result.done_count, result.total_tasks, result.failed_count)
+    if ended.status not in "DESAT":  # it has logged an error, and returned as if there were none
+        raise Failure(Exit.FAILED, f"Jobmon's swarm broke off in {ended}")
+    return ended
 
 
-def _run_swarm_of_3_4(run: _Run, alive: Callable[[], bool]) -> str:
+def _run_swarm_of_3_4(run: _Run, alive: Callable[[], bool]) -> Ended:
     from jobmon.client.swarm.workflow_run import WorkflowRun
 
     swarm = WorkflowRun(workflow_run_id=run.workflow_run_id, status="L")
     swarm.from_workflow_id(run.workflow_id)
     swarm.run(alive, seconds_until_timeout=NO_TIMEOUT)
-    done, failed = len(swarm.done_tasks), len(swarm.failed_tasks)
-    return f"{_named(swarm.status)}: {done} of {len(swarm.tasks)} tasks done, {failed} failed"
+    return Ended(swarm.status, len(swarm.done_tasks), len(swarm.tasks), len(swarm.failed_tasks))
 
 
 _NAMES = {
@@ -656,7 +673,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _stop_on_signals()
         _say(f"executing {who} on cluster {cluster!r}")
         ended = execute(workflow, run, cluster, _Owner(arguments.lifeline))
-        code = Exit.DONE if ended.startswith("DONE") else Exit.NOT_DONE
+        code = Exit.DONE if ended.status == "D" else Exit.NOT_DONE
         _say(f"{who} ended {ended}, after {time.monotonic() - started:.0f} s")
     except Failure as failure:
         code = failure.code

@@ -41,7 +41,6 @@ from airflow_jobmon_provider.common import (
     execution_deadline,
     execution_limit,
     heartbeat_of,
-    read_event,
     remaining,
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.client.protocol import Call, TaskCounts, WorkflowDetails
     from airflow_jobmon_provider.client.resume import Begun
     from airflow_jobmon_provider.execution import Execution
+    from airflow_jobmon_provider.triggers.events import ResumableEvent, RunEvent
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
 T = TypeVar("T")
@@ -192,25 +192,27 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
 
         :param event: see :class:`~airflow_jobmon_provider.triggers.jobmon.WorkflowResumableTrigger`.
         """
-        event = read_event(event)
+        from airflow_jobmon_provider.triggers.events import ResumableEvent
+
+        resumable = ResumableEvent.read(event)
         decided = self._decided
-        plan = self._decided_by_an_older_version(event) if decided is None else _Resume(**decided)
-        if event["status"] != "success":
-            if event["status"] == "timeout" and plan.is_over:
-                raise AirflowTaskTimeout(f"execution_timeout is over: {event['message']}")
-            raise AirflowException(event["message"])
+        plan = self._decided_by_an_older_version(resumable) if decided is None else _Resume(**decided)
+        if resumable.status != "success":
+            if resumable.status == "timeout" and plan.is_over:
+                raise AirflowTaskTimeout(f"execution_timeout is over: {resumable.message}")
+            raise AirflowException(resumable.message)
         with airflow_errors():
             hook = JobmonHook(plan.jobmon_conn_id)
-            hook.check_server(event.get("server") or plan.server)
+            hook.check_server(resumable.server or plan.server)
             return _ResumeWork(plan, hook, self.log).finish(context)
 
-    def _decided_by_an_older_version(self, event: dict[str, Any]) -> _Resume:
-        if event.get("workflow_id") is None:
-            read_event(None)
+    def _decided_by_an_older_version(self, event: ResumableEvent) -> _Resume:
+        if event.workflow_id is None:
+            event.read(None)
         return _Resume(
-            workflow_id=positive_id("workflow_id", event["workflow_id"]),
+            workflow_id=positive_id("workflow_id", event.workflow_id),
             jobmon_conn_id=self.jobmon_conn_id,
-            server=event.get("server"),
+            server=event.server,
             reset_if_running=self.reset_if_running,
             increase_resources=self.increase_resources,
             if_done=self.if_done,
@@ -557,7 +559,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     def execute(self, context: Context) -> int:
         """Create the run, or find that of an earlier try, and wait for its end here or in the triggerer."""
         from airflow_jobmon_provider import execution
-        from airflow_jobmon_provider.triggers.jobmon import run_event
+        from airflow_jobmon_provider.triggers.events import RunEvent
 
         workflow_id = positive_id("workflow_id", self.workflow_id)
         hook = JobmonHook(self.jobmon_conn_id)
@@ -588,7 +590,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 else:
                     end = self._wait(hook, own, status, heartbeat)
                 self._settled = end.status is not None and end.status.is_terminal
-        return self._finish(context, own, run_event(run, end), hook)
+        return self._finish(context, own, RunEvent.of(end, run, workflow_id), hook)
 
     def _run_of_this_task(
         self, context: Context, hook: JobmonHook, memory: RunMemory, good_for: float
@@ -893,46 +895,49 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 "the task came back from its deferral without an event that tells of a workflow run; clear it"
                 " to have it look again"
             )
-        run = self._own_after_deferral(event, self._kept)
+        from airflow_jobmon_provider.triggers.events import RunEvent
+
+        ended = RunEvent.read(event)
+        run = self._own_after_deferral(ended, self._kept)
         hook = JobmonHook(run.jobmon_conn_id)
         with self._heeding_on_kill(context), self._looking_after(run, hook):
-            return self._finish(context, run, event, hook)
+            return self._finish(context, run, ended, hook)
 
-    def _own_after_deferral(self, event: dict[str, Any], kept: Mapping[str, Any]) -> _OwnRun:
+    def _own_after_deferral(self, event: RunEvent, kept: Mapping[str, Any]) -> _OwnRun:
         known = {"jobmon_conn_id": self.jobmon_conn_id, "cancel_on_kill": self.cancel_on_kill, **kept}
         for key in ("workflow_run_id", "workflow_id", "server"):  # the trigger's word comes first
-            known[key] = event.get(key) if event.get(key) is not None else kept.get(key)
+            said = getattr(event, key)
+            known[key] = kept.get(key) if said is None else said
         names = {field.name for field in fields(_OwnRun)}
         return _OwnRun(**{name: value for name, value in known.items() if name in names})
 
-    def _finish(self, context: Context, own: _OwnRun, event: dict[str, Any], hook: JobmonHook) -> int:
+    def _finish(self, context: Context, own: _OwnRun, event: RunEvent, hook: JobmonHook) -> int:
         """Push what is known of the run's end, and return its id or raise the reason."""
-        has_ended = event["status"] in ("success", "failed")
-        self._settled = self._settled or has_ended
-        context["ti"].xcom_push(key="status", value=event.get("workflow_run_status"))
-        if not has_ended:  # gave up on a run that may still be ours
+        self._settled = self._settled or event.has_ended
+        context["ti"].xcom_push(key="status", value=event.workflow_run_status)
+        if not event.has_ended:  # gave up on a run that may still be ours
             # A hand-off that was not seen in time is no reason to stop an executor that may have the run.
             over = not self._kept if own.deadline is None else remaining(own.deadline) == 0
-            self._give_up(own, hook, stop=event["status"] == "timeout" and over and own.cancel_on_kill)
+            self._give_up(own, hook, stop=event.status == "timeout" and over and own.cancel_on_kill)
             self._settled = True
-            raise AirflowException(event["message"])
+            raise AirflowException(event.message)
         from airflow_jobmon_provider.client.follow import count_tasks, explain_failure
 
-        if event["status"] == "success":
-            self.log.info(event["message"])
+        if event.status == "success":
+            self.log.info(event.message)
             if own.workflow_id is not None:
                 counts, _ = self._tell(own, hook, count_tasks(own.workflow_id))
                 self._push_counts(context, own, counts)
             return own.workflow_run_id
-        if event["workflow_run_status"] == RunStatus.ABORTED:  # the tasks had no part in it
-            raise AirflowException(event["message"])
+        if event.workflow_run_status == RunStatus.ABORTED:  # the tasks had no part in it
+            raise AirflowException(event.message)
         if own.workflow_id is None:
-            raise AirflowException(event["message"])
+            raise AirflowException(event.message)
         explanation, problem = self._tell(own, hook, explain_failure(own.workflow_id))
         if explanation is None:
-            raise AirflowException(f"{event['message']}. Why could not be asked: {problem}")
+            raise AirflowException(f"{event.message}. Why could not be asked: {problem}")
         self._push_counts(context, own, explanation.counts)
-        raise AirflowException(f"{event['message']}\n{explanation.text}".rstrip())
+        raise AirflowException(f"{event.message}\n{explanation.text}".rstrip())
 
     def _tell(self, own: _OwnRun, hook: JobmonHook, asking: Conversation[T]) -> tuple[T | None, str]:
         """Return what the server tells of a run that has ended, and else why it tells nothing."""

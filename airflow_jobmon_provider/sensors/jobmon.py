@@ -27,7 +27,6 @@ from airflow_jobmon_provider.common import (
     check_literal_id,
     execution_deadline,
     heartbeat_of,
-    read_event,
     remaining,
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
@@ -159,14 +158,16 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
 
         :param event: see the triggers in :mod:`airflow_jobmon_provider.triggers.jobmon`.
         """
-        event = read_event(event)
-        if event["status"] == "timeout":
+        from airflow_jobmon_provider.triggers.events import Event
+
+        seen = Event.read(event)
+        if seen.status == "timeout":
             if self._limit == "execution_timeout":
-                raise AirflowTaskTimeout(f"execution_timeout is over: {event['message']}")
-            raise AirflowSensorTimeout(event["message"])
-        if event["status"] != "success":
-            raise AirflowException(event["message"])
-        self.log.info(event["message"])
+                raise AirflowTaskTimeout(f"execution_timeout is over: {seen.message}")
+            raise AirflowSensorTimeout(seen.message)
+        if seen.status != "success":
+            raise AirflowException(seen.message)
+        self.log.info(seen.message)
 
 
 class WorkflowResumableSensor(_JobmonSensor):

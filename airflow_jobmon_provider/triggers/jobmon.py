@@ -1,9 +1,7 @@
 """Triggers that wait for Jobmon in the triggerer's event loop, without a worker slot.
 
 Each outlives a server that fails or is not reached, fires one event at the end, and never dies by an
-exception (docs/rules.md, rule 3). An event is a small dict: ``status`` (``success``, ``failed``, ``timeout``
-or ``error``), ``message``, one line for the user, every id that is known, and ``server``, the address of the
-server on which they live (None: not known).
+exception (docs/rules.md, rule 3). What an event says is in :mod:`airflow_jobmon_provider.triggers.events`.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as airflow_version
@@ -36,13 +35,10 @@ from airflow_jobmon_provider.common import (
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.task_state import is_ended_while_deferred, state_while_deferred
+from airflow_jobmon_provider.triggers.events import Event, ResumableEvent, RunEvent
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
-    from airflow_jobmon_provider.client.conversations import RunEnd
-
-# RunOutcome → status of the event
-_EVENT_STATUS = {"done": "success", "failed": "failed", "handoff_timeout": "timeout", "timeout": "timeout"}
 
 # On Airflow 2, a task that comes back after its execution_timeout ends before any code of ours runs.
 _NOTHING_COMES_AFTER = airflow_version.startswith("2.")
@@ -97,19 +93,15 @@ class _JobmonTrigger(BaseTrigger):
         except Exception as error:  # whatever it is, the task must learn of it (docs/rules.md, rule 3)
             self.log.exception("Trigger failed unexpectedly")
             event = self._event("error", f"unexpected {type(error).__name__}: {excerpt(error)}")
-        yield TriggerEvent({**event, **self._ids(), "server": server})
+        yield TriggerEvent(replace(event, server=server).payload())
 
     @abc.abstractmethod
-    async def _wait(self, requester: AsyncRequester) -> dict[str, Any]:
+    async def _wait(self, requester: AsyncRequester) -> Event:
         """Wait, and return the event."""
 
     @abc.abstractmethod
-    def _event(self, status: str, message: str) -> dict[str, Any]:
-        """Return the event for an end without a result."""
-
-    @abc.abstractmethod
-    def _ids(self) -> dict[str, Any]:
-        """Return the ids that every event carries."""
+    def _event(self, status: str, message: str) -> Event:
+        """Return an event with every id that is known, for an end without a result."""
 
     @abc.abstractmethod
     def _limits(self) -> list[tuple[float, str]]:
@@ -172,8 +164,7 @@ class _JobmonTrigger(BaseTrigger):
 class WorkflowResumableTrigger(_JobmonTrigger):
     """Fires when a workflow is resumable, or its deadline is over.
 
-    The event: ``{"status": "success" | "timeout" | "error", "workflow_id": int, "server": address or None,
-    "message": str}``.
+    The event: :class:`~airflow_jobmon_provider.triggers.events.ResumableEvent`, as a dict.
 
     :param workflow_id: the workflow.
     :param jobmon_conn_id: id of the connection.
@@ -216,7 +207,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
             },
         )
 
-    async def _wait(self, requester: AsyncRequester) -> dict[str, Any]:
+    async def _wait(self, requester: AsyncRequester) -> Event:
         from airflow_jobmon_provider.client import protocol
         from airflow_jobmon_provider.client.conversations import wait_until_resumable
 
@@ -236,11 +227,8 @@ class WorkflowResumableTrigger(_JobmonTrigger):
             return self._event("timeout", str(error))
         return self._event("success", f"workflow {self.workflow_id} is resumable")
 
-    def _event(self, status: str, message: str) -> dict[str, Any]:
-        return {"status": status, "message": message}
-
-    def _ids(self) -> dict[str, Any]:
-        return {"workflow_id": self.workflow_id}
+    def _event(self, status: str, message: str) -> ResumableEvent:
+        return ResumableEvent(status, message, self.workflow_id)
 
     def _limits(self) -> list[tuple[float, str]]:
         return [] if self.deadline is None else [(self.deadline, "timeout")]
@@ -253,9 +241,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     looks, with a request that changes nothing: Jobmon's reaper must see a dead executor (docs/rules.md,
     rule 1; ``keep_alive="until_done"`` opts out of that for executors that do not beat themselves).
 
-    The event: ``{"status": "success" | "failed" | "timeout" | "error", "workflow_id": int or None,
-    "workflow_run_id": int, "workflow_run_status": code or None, "server": address or None, "message": str}``.
-    ``success`` is DONE, ``failed`` any other end.
+    The event: :class:`~airflow_jobmon_provider.triggers.events.RunEvent`, as a dict.
 
     :param workflow_run_id: the run.
     :param jobmon_conn_id: id of the connection.
@@ -340,7 +326,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             },
         )
 
-    async def _wait(self, requester: AsyncRequester) -> dict[str, Any]:
+    async def _wait(self, requester: AsyncRequester) -> Event:
         from airflow_jobmon_provider.client.conversations import watch_run
         from airflow_jobmon_provider.client.follow import ProgressWatch
         from airflow_jobmon_provider.client.ownership import give_up_overdue_run
@@ -372,7 +358,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             clock=time.monotonic,
         )
         end = await requester.converse(stopping, log=self.logger())
-        return run_event(self.workflow_run_id, end)
+        return RunEvent.of(end, self.workflow_run_id, self.workflow_id)
 
     def _workflow_to_stop(self) -> int | None:
         return self.workflow_id if self.owned and self.cancel_on_kill else None
@@ -420,11 +406,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             status = await requester.converse(giving_up, log=self.log)
         self.log.info("Workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
 
-    def _event(self, status: str, message: str) -> dict[str, Any]:
-        return {"status": status, "workflow_run_status": None, "message": message}
-
-    def _ids(self) -> dict[str, Any]:
-        return {"workflow_id": self.workflow_id, "workflow_run_id": self.workflow_run_id}
+    def _event(self, status: str, message: str) -> RunEvent:
+        return RunEvent(status, message, self.workflow_id, workflow_run_id=self.workflow_run_id)
 
     def _limits(self) -> list[tuple[float, str]]:
         limits = [] if self.deadline is None else [(self.deadline, "timeout")]
@@ -432,16 +415,6 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             # An executor may have the run by now, which is no reason to stop it: only the task gives up.
             limits.append((self.handoff_deadline, "error"))
         return limits
-
-
-def run_event(workflow_run_id: int, end: RunEnd) -> dict[str, Any]:
-    """Return the event that says how the watch of a run ended."""
-    return {
-        "status": _EVENT_STATUS[end.outcome.value],
-        "workflow_run_id": workflow_run_id,
-        "workflow_run_status": end.status.value if end.status else None,
-        "message": end.message,
-    }
 
 
 def _remaining(deadline: float) -> float:
