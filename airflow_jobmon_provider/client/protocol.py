@@ -80,7 +80,8 @@ class Call(Generic[T]):
     :param unsupported: what a server without the route cannot do; None: every server has it.
     :param idempotent: whether sending it twice is the same as sending it once.
     :param frequent: whether thousands of it are sent, so that a transport may prepare it and send it in a
-        cheaper way. Such a call is idempotent, too.
+        cheaper way. Such a call is idempotent, too. The transport knows it again by its identity: a
+        conversation that keeps the object, instead of making an equal one each time, has it prepared once.
     :param costly: whether it costs the server time in proportion to the workflow's tasks: half a minute for
         a million (docs/protocol.md, "Size"). Such a call is given more time, and not sent again while it may
         be at work.

@@ -246,6 +246,15 @@ def test_a_run_is_kept_alive_while_linking_and_only_watched_from_then_on() -> No
     assert not sim.warnings
 
 
+def test_a_watch_keeps_the_call_object_so_that_a_transport_prepares_each_heartbeat_once() -> None:
+    sim = Simulation(Run(*TO_DONE))
+    watch(sim)
+    calls = {id(call): call for _, call in sim.asked}
+    assert len(sim.asked) > 100
+    assert len(calls) <= 3  # a first look, heartbeats while LINKING, looks from BOUND on
+    assert all(call.frequent for call in calls.values())
+
+
 def test_each_change_of_status_is_logged_once() -> None:
     sim = Simulation(Run((10, "B"), (200, "R"), (400, "D")))
     watch(sim)

@@ -49,6 +49,18 @@ async def test_connections_are_used_again_and_closed_with_the_last_user() -> Non
         assert not async_requester._pools[asyncio.get_running_loop()]
 
 
+async def test_a_frequent_call_is_prepared_once_as_long_as_it_is_the_same_object(
+    mocker: MockerFixture,
+) -> None:
+    prepare = mocker.spy(AsyncRequester, "_prepare")
+    async with serving() as server, AsyncRequester(Settings(server.url)) as requester:
+        for _ in range(3):
+            await requester.ask(PEEK)
+        assert prepare.call_count == 1
+        await requester.ask(protocol.peek_status(5))
+        assert prepare.call_count == 2
+
+
 async def test_who_sends_other_headers_has_other_connections() -> None:
     async with serving() as server:
         other = Settings(server.url, headers={"Authorization": "Bearer x"})
