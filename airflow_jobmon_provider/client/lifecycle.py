@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
+from typing import NamedTuple
 
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,20}")
 
@@ -126,8 +126,7 @@ class Mover(Enum):
     UNDERTAKER = "a client that knows its executor dead"
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """What holds for a run in one status.
 
     :param meaning: what the status tells the user, in a few words.

@@ -8,44 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError, ServerChanged, ServerFailure
-from airflow_jobmon_provider.client.heartbeat import Heartbeat
+from airflow_jobmon_provider.client.exceptions import JobmonError, ServerChanged, ServerFailure
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.settings import (
-    DEFAULT_REQUEST_TIMEOUT,
-    DEFAULT_RETRIES_ATTEMPTS,
-    DEFAULT_RETRIES_TIMEOUT,
-    DEFAULT_ROUTE_PREFIX,
-    Settings,
-    basic_authorization,
-    heartbeat_defaults,
-    join_prefix,
-    same_server,
-    split_address,
-)
-from airflow_jobmon_provider.client.text import excerpt, shown
-from airflow_jobmon_provider.client.validation import positive_id, seconds, whole
+from airflow_jobmon_provider.client.text import excerpt
+from airflow_jobmon_provider.client.validation import positive_id
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
-
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
     from airflow_jobmon_provider.client.conversations import Conversation, Log
     from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
     from airflow_jobmon_provider.client.requester import Requester
+    from airflow_jobmon_provider.client.settings import Settings
     from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
+    from airflow_jobmon_provider.hooks.connection import JobmonServer
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -55,28 +39,13 @@ _READING_TIMEOUT = 60.0  # seconds; Airflow's own client gives its API that long
 _LOOK_TIMEOUT = 5.0  # seconds that a look at the connection may delay a request in an outage
 
 
-@dataclass(frozen=True)
-class JobmonServer:
-    """What a connection says about one Jobmon.
-
-    :param settings: how to reach its server.
-    :param gui_url: address of its GUI; None: not given.
-    :param jobmon_python: path of the Python that has Jobmon's client, on the workers; None: not given.
-    :param stands_in: no such connection was found, and Jobmon's own settings stand in for it.
-    """
-
-    settings: Settings
-    gui_url: str | None = None
-    jobmon_python: str | None = None
-    stands_in: bool = False
-
-
 class _Readings:
     """The readings of one connection by all hooks of an event loop: at most one is under way at a time."""
 
     def __init__(self) -> None:
         self._started = 0.0
         self._task: asyncio.Task[JobmonServer] | None = None
+        self._turns = asyncio.Lock()
 
     async def latest(
         self, read: Callable[[], Coroutine[Any, Any, JobmonServer]], *, max_age: float
@@ -100,8 +69,12 @@ class _Readings:
             self._started = clock()
             task = self._task = asyncio.create_task(read())
             break
-        # Not awaited itself: who is cancelled here does not take the others' reading with it.
-        await asyncio.wait({task}, timeout=_READING_TIMEOUT)
+        if not task.done():
+            # Not awaited itself: who is cancelled here does not take the others' reading with it.
+            await asyncio.wait({task}, timeout=_READING_TIMEOUT)
+            # Thousands of triggers may have waited. Side by side, each of their steps would block the loop.
+            async with self._turns:
+                await asyncio.sleep(0)
         if not task.done() or task.cancelled():
             raise RuntimeError(f"Airflow gave no answer within {_READING_TIMEOUT:g} s")
         return task.result()
@@ -112,6 +85,17 @@ class _Readings:
         elif task.cancelled() or task.exception() or task.result().stands_in:
             max_age = 0.0
         return self._started >= asked - max_age
+
+
+async def _import_transport() -> Any:
+    """Return the class of the asyncio transport."""
+    name = "airflow_jobmon_provider.client.async_renewing"
+    # While another thread is importing it, the module is there, and what is in it is not.
+    make = getattr(sys.modules.get(name), "RenewingAsyncRequester", None)
+    if make is None:
+        # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
+        make = (await asyncio.to_thread(importlib.import_module, name)).RenewingAsyncRequester
+    return make
 
 
 _readings: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Readings]] = WeakKeyDictionary()
@@ -152,10 +136,12 @@ class JobmonHook(BaseHook):
         return self._server
 
     def _read(self) -> JobmonServer:
+        from airflow_jobmon_provider.hooks.connection import server_of_connection, server_without_connection
+
         try:
             connection = self.get_connection(self.jobmon_conn_id)
         except AirflowNotFoundException:
-            return _stand_in(self.jobmon_conn_id)
+            return server_without_connection(self.jobmon_conn_id, self.default_conn_name)
         # Airflow's accessor hides what the extra holds from every log. It takes broken JSON for {}.
         _ = connection.extra_dejson
         return server_of_connection(connection)
@@ -184,6 +170,10 @@ class JobmonHook(BaseHook):
         from airflow.providers.common.compat.connection import get_async_connection
         from airflow.providers.common.compat.sdk import Connection
 
+        from airflow_jobmon_provider.hooks.connection import server_of_connection, server_without_connection
+
+        # Once for all triggers that wait for this reading, as each of them needs the transport next.
+        await _import_transport()
         # Before Airflow 3.3.2 the asynchronous accessors told the supervisor by a synchronous call what is to
         # be hidden from the logs, which locks the event loop up (apache/airflow 50185, 66412). Only a thread
         # of asgiref's finds its way back to the loop of a triggerer of those versions.
@@ -194,7 +184,9 @@ class JobmonHook(BaseHook):
         try:
             connection = await get_async_connection(self.jobmon_conn_id)
         except AirflowNotFoundException:
-            return await asyncio.to_thread(_stand_in, self.jobmon_conn_id)
+            return await asyncio.to_thread(
+                server_without_connection, self.jobmon_conn_id, self.default_conn_name
+            )
         await connection.aextra_dejson()  # as in `_read`
         return await asyncio.to_thread(server_of_connection, connection)
 
@@ -212,6 +204,8 @@ class JobmonHook(BaseHook):
             self._check_same(server, self.server)
 
     def _check_same(self, before: str, now: JobmonServer) -> None:
+        from airflow_jobmon_provider.client.settings import same_server
+
         address = now.settings.service_url
         if same_server(before, address):
             return
@@ -246,12 +240,7 @@ class JobmonHook(BaseHook):
         :raises ConfigError: the connection is malformed.
         """
         server = await self.aserver()
-        name = "airflow_jobmon_provider.client.async_renewing"
-        # While another thread is importing it, the module is there, and what is in it is not.
-        make = getattr(sys.modules.get(name), "RenewingAsyncRequester", None)
-        if make is None:
-            # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
-            make = (await asyncio.to_thread(importlib.import_module, name)).RenewingAsyncRequester
+        make = await _import_transport()
         requester: AsyncRequester = make(server.settings, self._arenew)
         return requester
 
@@ -387,161 +376,3 @@ class JobmonHook(BaseHook):
             )
             for name, spec in CONNECTION_FIELDS.items()
         }
-
-
-def _stand_in(conn_id: str) -> JobmonServer:
-    """Return the server of Jobmon's own settings, in place of a connection that is not defined.
-
-    :raises AirflowNotFoundException: it is not the default connection, or they name no server.
-    """
-    missing = f"connection {conn_id!r} is not defined"
-    default = JobmonHook.default_conn_name
-    if conn_id != default:
-        raise AirflowNotFoundException(
-            f"{missing}; Jobmon's own settings (JOBMON__HTTP__SERVICE_URL) stand in for {default!r} only"
-        )
-    try:
-        settings = Settings.from_defaults()
-    except ConfigError as error:
-        raise AirflowNotFoundException(f"{missing}, and instead of it: {error}") from error
-    for danger in settings.dangers:
-        logger.warning("%s, and Jobmon's own server %s", missing, danger)
-    return JobmonServer(settings, stands_in=True)
-
-
-def server_of_connection(connection: Connection) -> JobmonServer:
-    """Return what an Airflow connection says about a Jobmon server.
-
-    :raises ConfigError: something in it is missing or wrong; the message names it, and no secret.
-    """
-    where = f"connection {connection.conn_id!r}"
-    try:
-        return _read(connection)
-    except (ConfigError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _read(connection: Connection) -> JobmonServer:
-    extra = _Extra(connection.extra)
-    if unknown := extra.unknown():
-        logger.warning("connection %r: nothing reads %s in its extra", connection.conn_id, unknown)
-    headers = extra.headers()
-    if connection.login:
-        headers["Authorization"] = basic_authorization(connection.login, connection.password or "")
-    elif connection.password:
-        headers["Authorization"] = f"Bearer {connection.password}"
-    default = heartbeat_defaults()
-    attempts = extra.number("retries_attempts", DEFAULT_RETRIES_ATTEMPTS)
-    settings = Settings(
-        service_url=join_prefix(_address(connection), extra.text("route_prefix", DEFAULT_ROUTE_PREFIX) or ""),
-        retries_timeout=extra.number("retries_timeout", DEFAULT_RETRIES_TIMEOUT),
-        retries_attempts=whole("retries_attempts in the extra", attempts),
-        request_timeout=extra.number("request_timeout", DEFAULT_REQUEST_TIMEOUT),
-        headers=headers,
-        verify=extra.verify(),
-        client_cert=extra.file("client_cert"),
-        client_key=extra.file("client_key"),
-        heartbeat=Heartbeat(
-            extra.number("workflow_run_heartbeat_interval", default.interval),
-            extra.number("heartbeat_report_by_buffer", default.buffer),
-        ),
-    )
-    if settings.client_key and not settings.client_cert:
-        raise ConfigError("client_key in the extra is of no use without client_cert")
-    for danger in settings.dangers:
-        logger.warning("connection %r %s", connection.conn_id, danger)
-    return JobmonServer(settings, extra.http_url("gui_url"), extra.text("jobmon_python", None) or None)
-
-
-def _address(connection: Connection) -> str:
-    host = (connection.host or "").strip()
-    if not host:
-        raise ConfigError("the host is missing: give Jobmon's host name or address")
-    if "://" not in host:
-        scheme = (connection.schema or "http").strip()
-        if ":" in host and not host.startswith("[") and host.count(":") > 1:
-            host = f"[{host}]"  # an IPv6 address
-        host = f"{scheme}://{host}"
-    url = split_address(host)
-    if connection.port and ":" not in url.netloc.rpartition("@")[2].rpartition("]")[2]:
-        url = url._replace(netloc=f"{url.netloc}:{connection.port}")
-    return url.geturl()
-
-
-class _Extra:
-    """Reads the connection's extra, each value checked and named when it is wrong."""
-
-    def __init__(self, extra: str | None) -> None:
-        try:
-            values = json.loads(extra) if extra else {}
-        except (ValueError, RecursionError):
-            raise ConfigError("the extra is not valid JSON") from None
-        if not isinstance(values, dict):
-            raise ConfigError("the extra must be a JSON object")
-        # A form leaves what was not filled in as null or "".
-        self._values = {key: value for key, value in values.items() if value is not None}
-
-    def unknown(self) -> str:
-        """Return the names that nothing reads: misspelt ones would be silently without effect."""
-        from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
-
-        return excerpt(", ".join(sorted(set(self._values) - set(CONNECTION_FIELDS))))
-
-    def text(self, key: str, default: str | None) -> str | None:
-        value = self._values.get(key, default)
-        if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{key} in the extra must be text, not {shown(value)}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._values.get(key, "")
-        if value == "":
-            return default
-        if isinstance(value, str):
-            convert: Callable[[str], float] = int if value.strip().isdigit() else float
-            try:
-                value = convert(value)
-            except ValueError:
-                raise ConfigError(f"{key} in the extra must be a number, not {shown(value)}") from None
-        return seconds(f"{key} in the extra", value)
-
-    def verify(self) -> bool | str:
-        value = self._values.get("verify", True)
-        if isinstance(value, str):
-            value = {"true": True, "false": False, "": True}.get(value.strip().lower(), value)
-        if isinstance(value, str) and not os.path.isfile(value):
-            raise ConfigError(f"verify in the extra names a CA bundle that does not exist: {shown(value)}")
-        if not isinstance(value, (bool, str)):
-            raise ConfigError(f"verify in the extra must be true, false or a path, not {shown(value)}")
-        return value
-
-    def file(self, key: str) -> str | None:
-        value = self.text(key, None) or None
-        if value is not None and not os.path.isfile(value):
-            raise ConfigError(f"{key} in the extra names a file that does not exist: {shown(value)}")
-        return value
-
-    def headers(self) -> dict[str, str]:
-        value = self._values.get("headers") or {}
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                value = None
-        if not isinstance(value, dict) or not all(
-            isinstance(k, str) and isinstance(v, str) and (k + v).isprintable() for k, v in value.items()
-        ):  # its values may be secrets, so they are not shown
-            raise ConfigError("headers in the extra must be a JSON object of one-line texts")
-        return dict(value)
-
-    def http_url(self, key: str) -> str | None:
-        value = self.text(key, None)
-        if not value:
-            return None
-        try:
-            url = split_address(value.strip())
-        except ConfigError:
-            url = None
-        if url is None or "@" in url.netloc:
-            raise ConfigError(f"{key} in the extra must be an http or https address without credentials")
-        return url.geturl().rstrip("/")

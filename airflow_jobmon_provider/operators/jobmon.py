@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -29,7 +29,6 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
-from airflow_jobmon_provider.client.settings import same_server
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.common import (
     DEFAULT_POLL_INTERVAL,
@@ -45,7 +44,6 @@ from airflow_jobmon_provider.common import (
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.links import JobmonWorkflowLink
-from airflow_jobmon_provider.operators._retry import RunMemory, Step, next_step
 from airflow_jobmon_provider.task_state import is_ended, state_of, within
 
 if TYPE_CHECKING:
@@ -55,6 +53,8 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.client.protocol import Call, TaskCounts, WorkflowDetails
     from airflow_jobmon_provider.client.resume import Begun
     from airflow_jobmon_provider.execution import Execution
+    from airflow_jobmon_provider.operators._decided import OwnRun, Resume
+    from airflow_jobmon_provider.operators._retry import RunMemory
     from airflow_jobmon_provider.triggers.events import ResumableEvent, RunEvent
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
@@ -128,10 +128,12 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
 
     def execute(self, context: Context) -> int:
         """Signal the resume, wait for it here or in the triggerer, and reset the tasks."""
+        from airflow_jobmon_provider.operators._decided import Resume
+
         workflow_id = positive_id("workflow_id", self.workflow_id)
         hook = JobmonHook(self.jobmon_conn_id)
         with airflow_errors():
-            decided = _Resume(
+            decided = Resume(
                 workflow_id=workflow_id,
                 jobmon_conn_id=self.jobmon_conn_id,
                 server=hook.server.settings.service_url,
@@ -152,7 +154,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
                 details = work.wait(self.force_cleanup, begun.signal)
             return work.finish(context, details)
 
-    def _defer(self, decided: _Resume, reset_running_jobs: bool | None) -> NoReturn:
+    def _defer(self, decided: Resume, reset_running_jobs: bool | None) -> NoReturn:
         from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger
 
         self.log.info(
@@ -192,11 +194,12 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
 
         :param event: see :class:`~airflow_jobmon_provider.triggers.jobmon.WorkflowResumableTrigger`.
         """
+        from airflow_jobmon_provider.operators._decided import Resume
         from airflow_jobmon_provider.triggers.events import ResumableEvent
 
         resumable = ResumableEvent.read(event)
         decided = self._decided
-        plan = self._decided_by_an_older_version(resumable) if decided is None else _Resume(**decided)
+        plan = self._decided_by_an_older_version(resumable) if decided is None else Resume(**decided)
         if resumable.status != "success":
             if resumable.status == "timeout" and plan.is_over:
                 raise AirflowTaskTimeout(f"execution_timeout is over: {resumable.message}")
@@ -206,10 +209,12 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
             hook.check_server(resumable.server or plan.server)
             return _ResumeWork(plan, hook, self.log).finish(context)
 
-    def _decided_by_an_older_version(self, event: ResumableEvent) -> _Resume:
+    def _decided_by_an_older_version(self, event: ResumableEvent) -> Resume:
+        from airflow_jobmon_provider.operators._decided import Resume
+
         if event.workflow_id is None:
             event.read(None)
-        return _Resume(
+        return Resume(
             workflow_id=positive_id("workflow_id", event.workflow_id),
             jobmon_conn_id=self.jobmon_conn_id,
             server=event.server,
@@ -222,41 +227,10 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         )
 
 
-@dataclass(frozen=True)
-class _Resume:
-    """What was decided before anything was sent, and holds after a deferral (docs/rules.md, rule 9).
-
-    :param deadline: seconds since the epoch when ``resume_timeout`` is over.
-    :param execution_deadline: the same for ``execution_timeout``; None: there is none.
-    """
-
-    workflow_id: int
-    jobmon_conn_id: str
-    server: str | None
-    reset_if_running: bool
-    increase_resources: bool
-    if_done: str
-    resume_timeout: float
-    deadline: float
-    execution_deadline: float | None
-
-    @property
-    def first_deadline(self) -> float:
-        """When the first of both time-outs is over."""
-        return (
-            self.deadline if self.execution_deadline is None else min(self.deadline, self.execution_deadline)
-        )
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it is ``execution_timeout`` that is over, if one of them is."""
-        return self.execution_deadline is not None and self.execution_deadline <= self.deadline
-
-
 class _ResumeWork:
     """What ``ResumeWorkflowOperator`` does on a worker, each request within the user's limits."""
 
-    def __init__(self, decided: _Resume, hook: JobmonHook, log: Any) -> None:
+    def __init__(self, decided: Resume, hook: JobmonHook, log: Any) -> None:
         self.decided = decided
         self._hook = hook
         self._log = log
@@ -397,7 +371,7 @@ class _RaisedMemory:
     _KEY = "jobmon_resources_raised"
 
     def __init__(
-        self, context: Context, decided: _Resume, server: str, details: WorkflowDetails | None
+        self, context: Context, decided: Resume, server: str, details: WorkflowDetails | None
     ) -> None:
         self._store: Any = context.get("task_state_store")
         # Once another run has begun, other tasks may have failed, or the same ones again.
@@ -410,6 +384,8 @@ class _RaisedMemory:
         kept = self._store.get(self._KEY) if self._store is not None else None
         if not isinstance(kept, dict):
             return False
+        from airflow_jobmon_provider.client.settings import same_server
+
         here = same_server(str(kept.get("server")), str(self._raised["server"]))
         return here and {**kept, "server": None} == {**self._raised, "server": None}
 
@@ -505,8 +481,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
     # What the try has come to that is executed in this process.
     _execution: Execution | None = None
-    _own: _OwnRun | None = None
-    _earlier: _OwnRun | None = None  # an earlier try's, which this one looks at
+    _own: OwnRun | None = None
+    _earlier: OwnRun | None = None  # an earlier try's, which this one looks at
     _memory: RunMemory | None = None
     _kept: Mapping[str, Any] = MappingProxyType({})  # over a deferral; an older version kept nothing
     _ti: Any = None
@@ -559,6 +535,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     def execute(self, context: Context) -> int:
         """Create the run, or find that of an earlier try, and wait for its end here or in the triggerer."""
         from airflow_jobmon_provider import execution
+        from airflow_jobmon_provider.operators._retry import RunMemory
         from airflow_jobmon_provider.triggers.events import RunEvent
 
         workflow_id = positive_id("workflow_id", self.workflow_id)
@@ -594,7 +571,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
     def _run_of_this_task(
         self, context: Context, hook: JobmonHook, memory: RunMemory, good_for: float
-    ) -> tuple[_OwnRun, RunStatus]:
+    ) -> tuple[OwnRun, RunStatus]:
         """Return the run that an earlier try created, or a new one, and its status."""
         end = time.monotonic() + self.create_timeout
 
@@ -612,8 +589,10 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
     def _own_run(
         self, memory: RunMemory, run: int, created_at: float, deadline: float | None = None
-    ) -> _OwnRun:
-        return _OwnRun(
+    ) -> OwnRun:
+        from airflow_jobmon_provider.operators._decided import OwnRun
+
+        return OwnRun(
             run,
             memory.workflow_id,
             self.jobmon_conn_id,
@@ -657,6 +636,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         """
         from airflow_jobmon_provider.client import protocol
         from airflow_jobmon_provider.client.conversations import ask_until, ended
+        from airflow_jobmon_provider.operators._retry import Step, next_step
 
         earlier = memory.recall()
         if earlier is None:
@@ -665,9 +645,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             return None
         run = earlier.workflow_run_id
         self._earlier = self._own_run(memory, run, earlier.created_at)
-        look = protocol.peek_status(run)
         try:
-            status = self._converse(hook, ask_until(look, left(), time.monotonic))
+            status = self._converse(hook, ask_until(protocol.peek_status(run), left(), time.monotonic))
         except WorkflowRunNotFound:
             return None
         self.log.info("An earlier try created workflow run %d; it is %s: %s", run, status, status.meaning)
@@ -744,7 +723,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self._converse(hook, ready)
         self.log.info("Workflow %d is ready for its next run", workflow_id)
 
-    def _wait(self, hook: JobmonHook, own: _OwnRun, status: RunStatus, heartbeat: Heartbeat) -> RunEnd:
+    def _wait(self, hook: JobmonHook, own: OwnRun, status: RunStatus, heartbeat: Heartbeat) -> RunEnd:
         from airflow_jobmon_provider.client.conversations import ended
 
         run, workflow_id = own.workflow_run_id, own.workflow_id
@@ -763,7 +742,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             trigger = self._trigger(own, heartbeat)
         return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
 
-    def _trigger(self, own: _OwnRun, heartbeat: Heartbeat) -> WorkflowRunHeartbeatTrigger:
+    def _trigger(self, own: OwnRun, heartbeat: Heartbeat) -> WorkflowRunHeartbeatTrigger:
         from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
         return WorkflowRunHeartbeatTrigger(
@@ -903,15 +882,17 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         with self._heeding_on_kill(context), self._looking_after(run, hook):
             return self._finish(context, run, ended, hook)
 
-    def _own_after_deferral(self, event: RunEvent, kept: Mapping[str, Any]) -> _OwnRun:
+    def _own_after_deferral(self, event: RunEvent, kept: Mapping[str, Any]) -> OwnRun:
+        from airflow_jobmon_provider.operators._decided import OwnRun
+
         known = {"jobmon_conn_id": self.jobmon_conn_id, "cancel_on_kill": self.cancel_on_kill, **kept}
         for key in ("workflow_run_id", "workflow_id", "server"):  # the trigger's word comes first
             said = getattr(event, key)
             known[key] = kept.get(key) if said is None else said
-        names = {field.name for field in fields(_OwnRun)}
-        return _OwnRun(**{name: value for name, value in known.items() if name in names})
+        names = {field.name for field in fields(OwnRun)}
+        return OwnRun(**{name: value for name, value in known.items() if name in names})
 
-    def _finish(self, context: Context, own: _OwnRun, event: RunEvent, hook: JobmonHook) -> int:
+    def _finish(self, context: Context, own: OwnRun, event: RunEvent, hook: JobmonHook) -> int:
         """Push what is known of the run's end, and return its id or raise the reason."""
         self._settled = self._settled or event.has_ended
         context["ti"].xcom_push(key="status", value=event.workflow_run_status)
@@ -939,7 +920,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self._push_counts(context, own, explanation.counts)
         raise AirflowException(f"{event.message}\n{explanation.text}".rstrip())
 
-    def _tell(self, own: _OwnRun, hook: JobmonHook, asking: Conversation[T]) -> tuple[T | None, str]:
+    def _tell(self, own: OwnRun, hook: JobmonHook, asking: Conversation[T]) -> tuple[T | None, str]:
         """Return what the server tells of a run that has ended, and else why it tells nothing."""
         from airflow_jobmon_provider.client.conversations import in_time
 
@@ -952,7 +933,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
             return None, excerpt(error)
 
-    def _push_counts(self, context: Context, own: _OwnRun, counts: TaskCounts | None) -> None:
+    def _push_counts(self, context: Context, own: OwnRun, counts: TaskCounts | None) -> None:
         if counts is not None:
             self.log.info("Workflow %s: %s", own.workflow_id, counts)
             context["ti"].xcom_push(key="task_counts", value=counts.as_dict())
@@ -983,7 +964,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             self._waits = before
 
     @contextlib.contextmanager
-    def _looking_after(self, own: _OwnRun, hook: JobmonHook) -> Iterator[None]:
+    def _looking_after(self, own: OwnRun, hook: JobmonHook) -> Iterator[None]:
         """Leave no run behind that nobody owns, however the task is broken off (docs/rules.md, rule 2)."""
         self._own = own
         try:
@@ -1032,7 +1013,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             f" {own.workflow_run_id} goes on: a retry watches it"
         )
 
-    def _settle(self, own: _OwnRun) -> bool:
+    def _settle(self, own: OwnRun) -> bool:
         """Do about the run what follows from the task's state in Airflow.
 
         :returns: whether a user has ended the task, or it is over.
@@ -1054,7 +1035,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self._cancel(own)
         return True
 
-    def _cancel(self, own: _OwnRun, hook: JobmonHook | None = None) -> None:
+    def _cancel(self, own: OwnRun, hook: JobmonHook | None = None) -> None:
         """Stop the run as ``cancel_on_kill`` says, and the executor with it."""
         status = self._give_up(own, hook, stop=own.cancel_on_kill)
         if self._execution is None:
@@ -1070,7 +1051,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             # itself. If Airflow kills this process before that, it goes on doing so all the same.
             self._execution.stop(_EXECUTOR_GRACE if status.is_terminal else _CANCEL_PATIENCE)
 
-    def _give_up(self, own: _OwnRun, hook: JobmonHook | None, *, stop: bool) -> RunStatus | None:
+    def _give_up(self, own: OwnRun, hook: JobmonHook | None, *, stop: bool) -> RunStatus | None:
         """Leave no run behind that nobody owns (docs/rules.md, rule 2).
 
         :param hook: None: read the connection anew.
@@ -1098,25 +1079,3 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         else:
             self.log.info("Workflow run %d is now %s", run, status or "out of reach")
         return status
-
-
-@dataclass(frozen=True)
-class _OwnRun:
-    """The run that a task looks after, with what holds for it from its creation on (docs/rules.md, rule 9).
-
-    :param workflow_run_id: the run.
-    :param workflow_id: its workflow; None: not known, after a deferral that an older version made.
-    :param jobmon_conn_id: id of the connection to its server.
-    :param server: that server's address; None: not known.
-    :param cancel_on_kill: see the operator.
-    :param created_at: seconds since the epoch.
-    :param deadline: when the task's time is over, in seconds since the epoch; None: never.
-    """
-
-    workflow_run_id: int
-    workflow_id: int | None
-    jobmon_conn_id: str
-    server: str | None
-    cancel_on_kill: bool
-    created_at: float = 0.0
-    deadline: float | None = None

@@ -18,7 +18,6 @@ from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_jobmon_provider.client import decisions
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ResumeTimeout,
@@ -35,10 +34,10 @@ from airflow_jobmon_provider.common import (
 )
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.task_state import is_ended_while_deferred, state_while_deferred
-from airflow_jobmon_provider.triggers.events import Event, ResumableEvent, RunEvent
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
+    from airflow_jobmon_provider.triggers.events import Event, ResumableEvent, RunEvent
 
 # On Airflow 2, a task that comes back after its execution_timeout ends before any code of ours runs.
 _NOTHING_COMES_AFTER = airflow_version.startswith("2.")
@@ -130,6 +129,7 @@ class _JobmonTrigger(BaseTrigger):
         :raises ConfigError: the connection is malformed, or names another server.
         :raises ImportError, SyntaxError: something that is needed cannot be imported.
         """
+        from airflow_jobmon_provider.client import decisions
         from airflow_jobmon_provider.client.text import excerpt
 
         started = time.monotonic()
@@ -228,6 +228,8 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         return self._event("success", f"workflow {self.workflow_id} is resumable")
 
     def _event(self, status: str, message: str) -> ResumableEvent:
+        from airflow_jobmon_provider.triggers.events import ResumableEvent
+
         return ResumableEvent(status, message, self.workflow_id)
 
     def _limits(self) -> list[tuple[float, str]]:
@@ -330,6 +332,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         from airflow_jobmon_provider.client.conversations import watch_run
         from airflow_jobmon_provider.client.follow import ProgressWatch
         from airflow_jobmon_provider.client.ownership import give_up_overdue_run
+        from airflow_jobmon_provider.triggers.events import RunEvent
 
         heartbeat = heartbeat_of(
             requester.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
@@ -407,6 +410,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         self.log.info("Workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
 
     def _event(self, status: str, message: str) -> RunEvent:
+        from airflow_jobmon_provider.triggers.events import RunEvent
+
         return RunEvent(status, message, self.workflow_id, workflow_run_id=self.workflow_run_id)
 
     def _limits(self) -> list[tuple[float, str]]:

@@ -37,7 +37,7 @@ from airflow_jobmon_provider.client.settings import Settings, basic_authorizatio
 from airflow_jobmon_provider.client.validation import positive_id
 from airflow_jobmon_provider.execution import LONGEST_LINE, fit_to_show
 from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
-from airflow_jobmon_provider.hooks.jobmon import server_of_connection
+from airflow_jobmon_provider.hooks.connection import server_of_connection
 from airflow_jobmon_provider.links import workflow_url
 
 LONGEST_MESSAGE = 1000  # characters

@@ -22,7 +22,8 @@ from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
 from airflow_jobmon_provider.hooks import jobmon as hook_module
-from airflow_jobmon_provider.hooks.jobmon import JobmonHook, JobmonServer, server_of_connection
+from airflow_jobmon_provider.hooks.connection import JobmonServer, server_of_connection
+from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.stub_server import Reply, StubServer
 

@@ -1,0 +1,58 @@
+"""What operators decide before they defer, and what holds after it: plain values (docs/rules.md, rule 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What was decided before anything was sent, and holds after a deferral (docs/rules.md, rule 9).
+
+    :param deadline: seconds since the epoch when ``resume_timeout`` is over.
+    :param execution_deadline: the same for ``execution_timeout``; None: there is none.
+    """
+
+    workflow_id: int
+    jobmon_conn_id: str
+    server: str | None
+    reset_if_running: bool
+    increase_resources: bool
+    if_done: str
+    resume_timeout: float
+    deadline: float
+    execution_deadline: float | None
+
+    @property
+    def first_deadline(self) -> float:
+        """When the first of both time-outs is over."""
+        return (
+            self.deadline if self.execution_deadline is None else min(self.deadline, self.execution_deadline)
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is ``execution_timeout`` that is over, if one of them is."""
+        return self.execution_deadline is not None and self.execution_deadline <= self.deadline
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """The run that a task looks after, with what holds for it from its creation on (docs/rules.md, rule 9).
+
+    :param workflow_run_id: the run.
+    :param workflow_id: its workflow; None: not known, after a deferral that an older version made.
+    :param jobmon_conn_id: id of the connection to its server.
+    :param server: that server's address; None: not known.
+    :param cancel_on_kill: see the operator.
+    :param created_at: seconds since the epoch.
+    :param deadline: when the task's time is over, in seconds since the epoch; None: never.
+    """
+
+    workflow_run_id: int
+    workflow_id: int | None
+    jobmon_conn_id: str
+    server: str | None
+    cancel_on_kill: bool
+    created_at: float = 0.0
+    deadline: float | None = None
