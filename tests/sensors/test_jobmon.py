@@ -143,6 +143,7 @@ def test_it_waits_for_the_end(sandbox: JobmonSandbox, mode: dict[str, Any]) -> N
     run = sandbox.make_workflow_in("R").workflow_run_id
     acting = later(sandbox, run, "D", f"/workflow_run/{run}/log_heartbeat")
     sense(run_ended(run, poll_interval=0.2, **mode))
+    assert sandbox.run_status(run or 0) == "D"
     acting.join()
 
 
