@@ -7,11 +7,12 @@ stalled finds that another one has taken its triggers over. It does not say whic
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from airflow_jobmon_provider.client.cancellation import wait_for
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ async def state_while_deferred(ti: Any, timeout: float) -> str:
     from asgiref.sync import sync_to_async
 
     try:
-        return await asyncio.wait_for(sync_to_async(_ask_api)(ti), timeout)
+        return await wait_for(sync_to_async(_ask_api)(ti), timeout)
     except Exception as error:
         logger.debug("Airflow does not answer: %r", error)
         return UNKNOWN

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
+from airflow_jobmon_provider.client.cancellation import wait_for
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerChanged, ServerFailure
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.text import excerpt
@@ -258,7 +259,7 @@ class JobmonHook(BaseHook):
         max_age, patience = (0.0, _READING_TIMEOUT) if refused else (_READ_AGAIN_AFTER, _LOOK_TIMEOUT)
         reading = self._shared_readings.latest(self._aread, max_age=max_age)
         try:
-            return self._changed(used, await asyncio.wait_for(reading, patience))
+            return self._changed(used, await wait_for(reading, patience))
         except JobmonError:
             raise
         except Exception as error:

@@ -18,6 +18,7 @@ from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_jobmon_provider.client.cancellation import wait_for
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ResumeTimeout,
@@ -137,7 +138,7 @@ class _JobmonTrigger(BaseTrigger):
         while True:
             rest = timeout - (time.monotonic() - started)
             try:
-                return await asyncio.wait_for(self._open(), max(rest, 0.001))
+                return await wait_for(self._open(), max(rest, 0.001))
             except (JobmonError, ImportError, SyntaxError):
                 raise
             except Exception as error:
@@ -389,7 +390,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
 
         try:
             # A little longer than what is inside, which ends by itself and says more.
-            await asyncio.wait_for(self._give_up(), ON_KILL_TIMEOUT + 1)
+            await wait_for(self._give_up(), ON_KILL_TIMEOUT + 1)
         except Exception as error:  # whatever it is, the user's act must not fail because of it
             ours = isinstance(error, (JobmonError, AirflowNotFoundException, ValueError))
             why = str(error) if ours else excerpt(error) or f"no answer within {ON_KILL_TIMEOUT:g} s"
