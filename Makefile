@@ -68,7 +68,7 @@ sandbox: $(STAMP)  ## Start a real Jobmon in the foreground
 	$(BIN)/python -m dev.jobmon_sandbox
 
 docs: $(STAMP)  ## Write what the docs take from the code
-	$(BIN)/python -m dev.lifecycle_page
+	$(BIN)/python -m dev.docs
 
 constraints: $(STAMP)  ## Take the newest versions and pin them
 	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \

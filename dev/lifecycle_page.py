@@ -1,18 +1,11 @@
-"""Writes the table of a run's life, and its picture, into docs/protocol.md.
-
-python -m dev.lifecycle_page
-"""
+"""The table of a run's life, and its picture, for docs/protocol.md."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from airflow_jobmon_provider.client.lifecycle import STAGES, RunStatus, Stage
 
-PAGE = Path(__file__).parent.parent / "docs" / "protocol.md"
-MARKED = re.compile(r"(<!-- From client/lifecycle\.py: make docs -->\n).*?(<!-- End -->)", re.DOTALL)
 COLUMNS = (
     "code",
     "workflow run",
@@ -53,18 +46,3 @@ def _arrows() -> Iterator[str]:
         for new in (new for new in RunStatus if new in stage.leads_to):
             movers = ", ".join(mover.value for mover, to in stage.moves.items() if new in to)
             yield f"    {status.name} --> {new.name}: {movers}"
-
-
-def insert(page: str) -> str:
-    """Return the page with the table and the picture as they are now.
-
-    :raises ValueError: the page has no place for them.
-    """
-    written, places = MARKED.subn(lambda match: match[1] + render() + match[2], page)
-    if places != 1:
-        raise ValueError(f"{places} places for the table of a run's life, not one")
-    return written
-
-
-if __name__ == "__main__":
-    PAGE.write_text(insert(PAGE.read_text()))

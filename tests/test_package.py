@@ -108,13 +108,6 @@ def test_the_readmes_dags_are_dags() -> None:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
-def test_the_readmes_connection_table_is_complete() -> None:
-    from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
-
-    readme = (PROJECT / "README.md").read_text()
-    assert [name for name in CONNECTION_FIELDS if f"`{name}`" not in readme] == []
-
-
 def test_triggers_are_made_by_airflow_from_their_class_path() -> None:
     for name in ("WorkflowResumableTrigger", "WorkflowRunHeartbeatTrigger"):
         module = importlib.import_module("airflow_jobmon_provider.triggers.jobmon")

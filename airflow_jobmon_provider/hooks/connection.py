@@ -7,16 +7,13 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import (
-    DEFAULT_REQUEST_TIMEOUT,
-    DEFAULT_RETRIES_ATTEMPTS,
-    DEFAULT_RETRIES_TIMEOUT,
     DEFAULT_ROUTE_PREFIX,
     Settings,
     basic_authorization,
@@ -26,6 +23,7 @@ from airflow_jobmon_provider.client.settings import (
 )
 from airflow_jobmon_provider.client.text import excerpt, shown
 from airflow_jobmon_provider.client.validation import seconds, whole
+from airflow_jobmon_provider.hooks.fields import EXTRA, Kind
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -83,35 +81,28 @@ def server_of_connection(connection: Connection) -> JobmonServer:
 
 
 def _read(connection: Connection) -> JobmonServer:
-    extra = _Extra(connection.extra)
-    if unknown := extra.unknown():
-        logger.warning("connection %r: nothing reads %s in its extra", connection.conn_id, unknown)
-    headers = extra.headers()
+    extra = _extra_of(connection)
+    headers = extra.pop("headers", {})
     if connection.login:
         headers["Authorization"] = basic_authorization(connection.login, connection.password or "")
     elif connection.password:
         headers["Authorization"] = f"Bearer {connection.password}"
+    gui_url, jobmon_python = extra.pop("gui_url", None), extra.pop("jobmon_python", None)
     default = heartbeat_defaults()
-    attempts = extra.number("retries_attempts", DEFAULT_RETRIES_ATTEMPTS)
     settings = Settings(
-        service_url=join_prefix(_address(connection), extra.text("route_prefix", DEFAULT_ROUTE_PREFIX) or ""),
-        retries_timeout=extra.number("retries_timeout", DEFAULT_RETRIES_TIMEOUT),
-        retries_attempts=whole("retries_attempts in the extra", attempts),
-        request_timeout=extra.number("request_timeout", DEFAULT_REQUEST_TIMEOUT),
+        service_url=join_prefix(_address(connection), extra.pop("route_prefix", DEFAULT_ROUTE_PREFIX)),
         headers=headers,
-        verify=extra.verify(),
-        client_cert=extra.file("client_cert"),
-        client_key=extra.file("client_key"),
         heartbeat=Heartbeat(
-            extra.number("workflow_run_heartbeat_interval", default.interval),
-            extra.number("heartbeat_report_by_buffer", default.buffer),
+            extra.pop("workflow_run_heartbeat_interval", default.interval),
+            extra.pop("heartbeat_report_by_buffer", default.buffer),
         ),
+        **extra,
     )
     if settings.client_key and not settings.client_cert:
         raise ConfigError("client_key in the extra is of no use without client_cert")
     for danger in settings.dangers:
         logger.warning("connection %r %s", connection.conn_id, danger)
-    return JobmonServer(settings, extra.http_url("gui_url"), extra.text("jobmon_python", None) or None)
+    return JobmonServer(settings, gui_url, jobmon_python or None)
 
 
 def _address(connection: Connection) -> str:
@@ -129,80 +120,96 @@ def _address(connection: Connection) -> str:
     return url.geturl()
 
 
-class _Extra:
-    """Reads the connection's extra, each value checked and named when it is wrong."""
+def _extra_of(connection: Connection) -> dict[str, Any]:
+    """Return the fields of the extra that are given, each checked.
 
-    def __init__(self, extra: str | None) -> None:
+    :raises ConfigError: the extra cannot be read, or a value is wrong; the message names it.
+    """
+    try:
+        values = json.loads(connection.extra) if connection.extra else {}
+    except (ValueError, RecursionError):
+        raise ConfigError("the extra is not valid JSON") from None
+    if not isinstance(values, dict):
+        raise ConfigError("the extra must be a JSON object")
+    values = {name: value for name, value in values.items() if value is not None}
+    if unknown := sorted(set(values) - set(EXTRA)):  # a misspelt name would be without effect
+        names = excerpt(", ".join(unknown))
+        logger.warning("connection %r: nothing reads %s in its extra", connection.conn_id, names)
+    given = {name: values[name] for name in EXTRA if name in values}
+    # A form leaves what was not filled in as null or "". An empty text means something: no route prefix.
+    return {
+        name: _READERS[EXTRA[name].kind](f"{name} in the extra", value)
+        for name, value in given.items()
+        if value != "" or EXTRA[name].kind is Kind.TEXT
+    }
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be text, not {shown(value)}")
+    return value
+
+
+def _file(name: str, value: Any) -> str:
+    path = _text(name, value)
+    if not os.path.isfile(path):
+        raise ConfigError(f"{name} names a file that does not exist: {shown(path)}")
+    return path
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, str):
+        convert: Callable[[str], float] = int if value.strip().isdigit() else float
         try:
-            values = json.loads(extra) if extra else {}
+            value = convert(value)
+        except ValueError:
+            raise ConfigError(f"{name} must be a number, not {shown(value)}") from None
+    return seconds(name, value)
+
+
+def _integer(name: str, value: Any) -> int:
+    return whole(name, _number(name, value))
+
+
+def _check_or_file(name: str, value: Any) -> bool | str:
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "": True}.get(value.strip().lower(), value)
+    if isinstance(value, str) and not os.path.isfile(value):
+        raise ConfigError(f"{name} names a CA bundle that does not exist: {shown(value)}")
+    if not isinstance(value, (bool, str)):
+        raise ConfigError(f"{name} must be true, false or a path, not {shown(value)}")
+    return value
+
+
+def _headers(name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
         except (ValueError, RecursionError):
-            raise ConfigError("the extra is not valid JSON") from None
-        if not isinstance(values, dict):
-            raise ConfigError("the extra must be a JSON object")
-        # A form leaves what was not filled in as null or "".
-        self._values = {key: value for key, value in values.items() if value is not None}
+            value = None
+    if not isinstance(value, dict) or not all(
+        isinstance(k, str) and isinstance(v, str) and (k + v).isprintable() for k, v in value.items()
+    ):  # its values may be secrets, so they are not shown
+        raise ConfigError(f"{name} must be a JSON object of one-line texts")
+    return dict(value)
 
-    def unknown(self) -> str:
-        """Return the names that nothing reads: misspelt ones would be silently without effect."""
-        from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
 
-        return excerpt(", ".join(sorted(set(self._values) - set(CONNECTION_FIELDS))))
+def _http_url(name: str, value: Any) -> str:
+    try:
+        url = split_address(_text(name, value).strip())
+    except ConfigError:
+        url = None
+    if url is None or "@" in url.netloc:
+        raise ConfigError(f"{name} must be an http or https address without credentials")
+    return url.geturl().rstrip("/")
 
-    def text(self, key: str, default: str | None) -> str | None:
-        value = self._values.get(key, default)
-        if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{key} in the extra must be text, not {shown(value)}")
-        return value
 
-    def number(self, key: str, default: float) -> float:
-        value = self._values.get(key, "")
-        if value == "":
-            return default
-        if isinstance(value, str):
-            convert: Callable[[str], float] = int if value.strip().isdigit() else float
-            try:
-                value = convert(value)
-            except ValueError:
-                raise ConfigError(f"{key} in the extra must be a number, not {shown(value)}") from None
-        return seconds(f"{key} in the extra", value)
-
-    def verify(self) -> bool | str:
-        value = self._values.get("verify", True)
-        if isinstance(value, str):
-            value = {"true": True, "false": False, "": True}.get(value.strip().lower(), value)
-        if isinstance(value, str) and not os.path.isfile(value):
-            raise ConfigError(f"verify in the extra names a CA bundle that does not exist: {shown(value)}")
-        if not isinstance(value, (bool, str)):
-            raise ConfigError(f"verify in the extra must be true, false or a path, not {shown(value)}")
-        return value
-
-    def file(self, key: str) -> str | None:
-        value = self.text(key, None) or None
-        if value is not None and not os.path.isfile(value):
-            raise ConfigError(f"{key} in the extra names a file that does not exist: {shown(value)}")
-        return value
-
-    def headers(self) -> dict[str, str]:
-        value = self._values.get("headers") or {}
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                value = None
-        if not isinstance(value, dict) or not all(
-            isinstance(k, str) and isinstance(v, str) and (k + v).isprintable() for k, v in value.items()
-        ):  # its values may be secrets, so they are not shown
-            raise ConfigError("headers in the extra must be a JSON object of one-line texts")
-        return dict(value)
-
-    def http_url(self, key: str) -> str | None:
-        value = self.text(key, None)
-        if not value:
-            return None
-        try:
-            url = split_address(value.strip())
-        except ConfigError:
-            url = None
-        if url is None or "@" in url.netloc:
-            raise ConfigError(f"{key} in the extra must be an http or https address without credentials")
-        return url.geturl().rstrip("/")
+_READERS: dict[Kind, Callable[[str, Any], Any]] = {
+    Kind.TEXT: _text,
+    Kind.FILE: _file,
+    Kind.ADDRESS: _http_url,
+    Kind.NUMBER: _number,
+    Kind.INTEGER: _integer,
+    Kind.CHECK_OR_FILE: _check_or_file,
+    Kind.HEADERS: _headers,
+}

@@ -357,9 +357,9 @@ class JobmonHook(BaseHook):
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return labels and placeholders of the connection form, for Airflow before 3.3."""
-        from airflow_jobmon_provider.get_provider_info import UI_FIELD_BEHAVIOUR
+        from airflow_jobmon_provider.hooks.fields import FORM_BEHAVIOUR
 
-        return {key.replace("-", "_"): value for key, value in UI_FIELD_BEHAVIOUR.items()}
+        return {key.replace("-", "_"): value for key, value in FORM_BEHAVIOUR.items()}
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -367,7 +367,7 @@ class JobmonHook(BaseHook):
         from wtforms import BooleanField, IntegerField, StringField
         from wtforms.validators import Optional
 
-        from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
+        from airflow_jobmon_provider.hooks.fields import form_fields
 
         # A field that may hold several types is typed as text; reading the extra converts it.
         kinds = {"integer": IntegerField, "boolean": BooleanField}
@@ -375,5 +375,5 @@ class JobmonHook(BaseHook):
             name: kinds.get(spec["schema"]["type"][0], StringField)(
                 spec["label"], validators=[Optional()], description=spec["description"]
             )
-            for name, spec in CONNECTION_FIELDS.items()
+            for name, spec in form_fields().items()
         }

@@ -36,8 +36,8 @@ from airflow_jobmon_provider.client.protocol import Call, Response
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization, join_prefix
 from airflow_jobmon_provider.client.validation import positive_id
 from airflow_jobmon_provider.execution import LONGEST_LINE, fit_to_show
-from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
 from airflow_jobmon_provider.hooks.connection import server_of_connection
+from airflow_jobmon_provider.hooks.fields import EXTRA
 from airflow_jobmon_provider.links import workflow_url
 
 LONGEST_MESSAGE = 1000  # characters
@@ -668,7 +668,7 @@ def check_address(case: tuple[str, str, str]) -> int:
     return 1
 
 
-extras = st.dictionaries(st.sampled_from(sorted(CONNECTION_FIELDS)) | st.text(max_size=5), shapes, max_size=4)
+extras = st.dictionaries(st.sampled_from(sorted(EXTRA)) | st.text(max_size=5), shapes, max_size=4)
 plausible = st.fixed_dictionaries(
     {},
     optional={

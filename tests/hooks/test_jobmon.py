@@ -20,9 +20,9 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import ConfigError, WorkflowNotFound
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings
-from airflow_jobmon_provider.get_provider_info import CONNECTION_FIELDS
 from airflow_jobmon_provider.hooks import jobmon as hook_module
 from airflow_jobmon_provider.hooks.connection import JobmonServer, server_of_connection
+from airflow_jobmon_provider.hooks.fields import EXTRA, Kind
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.stub_server import Reply, StubServer
@@ -331,13 +331,25 @@ def test_the_form_as_methods() -> None:
     assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
     assert "Bearer" in behaviour["relabeling"]["password"]
     widgets = JobmonHook.get_connection_form_widgets()
-    assert set(widgets) == set(CONNECTION_FIELDS)
+    assert set(widgets) == set(EXTRA)
 
 
-def test_the_form_names_every_key_that_is_read() -> None:
-    source = Path(server_of_connection.__code__.co_filename).read_text()
-    read = {name for name in CONNECTION_FIELDS if f'"{name}"' in source}
-    assert read == set(CONNECTION_FIELDS)
+def test_every_field_of_the_form_is_read(tmp_path: Path) -> None:
+    """A field that nothing takes would end in Settings, which would refuse it."""
+    (tmp_path / "file").touch()
+    file = str(tmp_path / "file")
+    samples: dict[Kind, Any] = {
+        Kind.TEXT: "text",
+        Kind.FILE: file,
+        Kind.ADDRESS: "https://gui.example",
+        Kind.NUMBER: 4,
+        Kind.INTEGER: 4,
+        Kind.CHECK_OR_FILE: file,
+        Kind.HEADERS: {"X-Header": "text"},
+    }
+    read = repr(server({name: samples[field.kind] for name, field in EXTRA.items()}, host="jobmon.example"))
+    assert read.count(file) == 3
+    assert read.count("=4") == 4 + 1  # request_timeout, retries_attempts, retries_timeout, interval, buffer
 
 
 # Runs
