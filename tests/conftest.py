@@ -12,6 +12,7 @@ import pytest
 from airflow_jobmon_provider.client.requester import Requester
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.stub_server import StubServer
+from tests.teardown_limit import pytest_runtest_teardown  # noqa: F401  # a hook of pytest's
 
 
 @pytest.fixture(autouse=True, scope="session")
