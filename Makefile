@@ -39,7 +39,7 @@ format: $(STAMP)  ## Format the code and mend what can be mended
 
 test: $(STAMP)  ## Run all tests, against a real Jobmon and a real Airflow; PYTEST_ARGS="…" selects
 ifeq ($(strip $(PYTEST_ARGS)),)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --cov --cov-report= --ignore tests/end_to_end
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0 --cov --cov-report= --ignore tests/end_to_end
 	$(BIN)/python -m pytest --cov --cov-report= --cov-append tests/end_to_end
 	$(BIN)/coverage report --fail-under 95
 	$(BIN)/coverage report --fail-under 100 --include '*/client/*'

@@ -18,6 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +35,9 @@ HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE / "jobmon_constraints.txt"
 # Pre-releases: pip takes them only by exact version (docs/protocol.md, "Run a real one").
 PACKAGES = ("jobmon_server==3.4.8.dev3", "jobmon_core==3.4.8", "jobmon_client==3.4.3.dev3")
+BUSY = 3
+"""How many times as long as on a quiet machine a thing may take on a busy one."""
+
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -44,8 +48,11 @@ class SandboxError(Exception):
 def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
     """Poll until a condition holds, and return what it returned.
 
-    :raises TimeoutError: it did not, within the time-out in seconds.
+    :param timeout: seconds that it may take on a quiet machine; it has ``BUSY`` times as long.
+    :param what: what is waited for, for the message.
+    :raises TimeoutError: it did not hold in time.
     """
+    timeout *= BUSY
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         if time.monotonic() > deadline:
@@ -149,6 +156,9 @@ class JobmonSandbox:
         self._worker: Child | None = None
         self._executors: list[Child] = []
         self._markers = 0
+        self._reading = threading.Lock()
+        self._seen: list[SeenRequest] = []
+        self._read_up_to = 0
 
     # Life
 
@@ -166,6 +176,7 @@ class JobmonSandbox:
         self.python = install()
         if self._own_directory:
             self.directory = Path(tempfile.mkdtemp(prefix="jobmon-sandbox-"))
+        self._seen, self._read_up_to = [], 0
         self.directory.mkdir(parents=True, exist_ok=True)
         self._port, self._worker_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self._port}"
@@ -477,17 +488,16 @@ class JobmonSandbox:
 
     def requests(self, path_part: str = "") -> list[SeenRequest]:
         """Return what the server was asked, in order, where the path contains a text."""
-        if not self._request_log.exists():
-            return []
-        seen = []
-        # The last line may be half written; whoever waits for its reply has none yet.
-        complete, _, _ = self._request_log.read_text().rpartition("\n")
-        for line in complete.splitlines():
-            entry = json.loads(line)
-            if path_part in entry["path"]:
+        with self._reading, contextlib.suppress(FileNotFoundError), self._request_log.open("rb") as log:
+            log.seek(self._read_up_to)
+            # The last line may be half written: who waits for its reply has none yet.
+            complete, newline, _ = log.read().rpartition(b"\n")
+            self._read_up_to += len(complete + newline)
+            for line in complete.splitlines():
+                entry = json.loads(line)
                 entry |= {key: _json_or_text(entry[key]) for key in ("body", "reply")}
-                seen.append(SeenRequest(**entry))
-        return seen
+                self._seen.append(SeenRequest(**entry))
+        return [request for request in self._seen if path_part in request.path]
 
     # HTTP
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
-from dev.jobmon_sandbox import JobmonSandbox, SeenRequest
+from dev.jobmon_sandbox import BUSY, JobmonSandbox, SeenRequest
 
 
 def beats(sandbox: JobmonSandbox, run: int | None) -> list[SeenRequest]:
@@ -18,7 +18,7 @@ def beats(sandbox: JobmonSandbox, run: int | None) -> list[SeenRequest]:
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + BUSY * 20
     while not condition():
         assert time.monotonic() < deadline, f"waited for {what}"
         await asyncio.sleep(0.02)

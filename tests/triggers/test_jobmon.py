@@ -94,14 +94,14 @@ async def test_it_fires_when_the_run_has_ended(sandbox: JobmonSandbox) -> None:
     sandbox.put(f"/api/v2/workflow_run/{workflow.workflow_run_id}/update_status", {"status": "T"})
     ended = time.monotonic()
     assert (await firing)["status"] == "success"
-    assert time.monotonic() - ended < 2.5
+    assert time.monotonic() - ended < 10
 
 
 async def test_its_deadline(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("R").workflow_id
     started = time.monotonic()
     event = await fire(WorkflowResumableTrigger(workflow_id, deadline=time.time() + 1.5))
-    assert 1.4 < time.monotonic() - started < 2.5
+    assert 1.4 < time.monotonic() - started < 10
     assert event["status"] == "timeout"
     assert f"workflow {workflow_id} did not become resumable within 1." in event["message"]
 
