@@ -38,7 +38,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {"integration-name": _INTEGRATION, "python-modules": ["airflow_jobmon_provider.triggers.jobmon"]}
         ],
-        "extra-links": ["airflow_jobmon_provider.links.JobmonWorkflowLink"],
+        "extra-links": ["airflow_jobmon_provider.links.jobmon.JobmonWorkflowLink"],
         "connection-types": [
             {
                 "connection-type": CONNECTION_TYPE,

@@ -12,10 +12,10 @@ from airflow_jobmon_provider.client.conversations import (
     Ask,
     Conversation,
     Pause,
+    ProgressWatch,
     wait_until_resumable,
     watch_run,
 )
-from airflow_jobmon_provider.client.follow import ProgressWatch
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.protocol import Call
 from benchmarks.figures import Figures

@@ -2,8 +2,8 @@
 
 For HPC sites whose Airflow workers cannot submit jobs. Needs the extra ``airflow-provider-jobmon[ssh]``, an
 SSH connection ``jobmon_submit_host``, and on that host a Python with Jobmon's client, configured for the same
-server, and a copy of ``airflow_jobmon_provider/executor.py``. Where the extra is not installed, this file has
-no DAG.
+server, and a copy of ``airflow_jobmon_provider/execution/executor.py``. Where the extra is not installed,
+this file has no DAG.
 
 While the remote job starts, the sensor beside it keeps the run alive; once the executor has taken the run,
 the sensor only watches it. If the remote job fails before that, for example because the host is not reached,

@@ -11,7 +11,7 @@ from airflow.providers_manager import ProvidersManager
 from airflow.sdk.types import TaskInstanceKey
 from airflow.serialization.serialized_objects import DagSerialization
 
-from airflow_jobmon_provider.links import JobmonWorkflowLink, workflow_url
+from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink, workflow_url
 from tests.airflow_task import TaskInstance
 
 KEY = TaskInstanceKey("dag", "task", "run", 1, -1)
@@ -82,4 +82,4 @@ def test_airflow_2_can_make_the_link_anew_from_its_class_path() -> None:
     """It stores the class path and ``attrs.asdict``, and makes only links that a provider has registered."""
     assert attrs.asdict(JobmonWorkflowLink()) == {}
     manager = ProvidersManager()  # type: ignore[no-untyped-call]
-    assert "airflow_jobmon_provider.links.JobmonWorkflowLink" in manager.extra_links_class_names
+    assert "airflow_jobmon_provider.links.jobmon.JobmonWorkflowLink" in manager.extra_links_class_names

@@ -155,7 +155,7 @@ def test_nothing_in_the_command_on_a_submit_host_is_read_as_shell(text: str, tmp
 
 
 def test_an_executors_last_words_are_one_line_without_credentials() -> None:
-    from airflow_jobmon_provider.executor import _line
+    from airflow_jobmon_provider.execution.executor import _line
 
     error = OSError("first\n503 from http://alice:s3cret@jobmon:8070/api\x1b[31m\u202e")
     assert _line(error) == "OSError: 503 from http://***@jobmon:8070/api [31m "

@@ -23,16 +23,17 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from airflow_jobmon_provider.client import lookups, protocol
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client._http import errors, lookups
+from airflow_jobmon_provider.client._http.environment import Stamps, Way, way_to
+from airflow_jobmon_provider.client._http.heartbeat_pool import PlainConnections, Prepared
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
-from airflow_jobmon_provider.client.environment import Stamps, Way, way_to
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ServerUnreachable,
     UnreadableCertificate,
 )
-from airflow_jobmon_provider.client.plain_http import PlainConnections, Prepared
-from airflow_jobmon_provider.client.protocol import Call, Response
+from airflow_jobmon_provider.client.protocol import Call, Response, responses
 from airflow_jobmon_provider.client.settings import Settings, time_for
 
 T = TypeVar("T")
@@ -498,8 +499,8 @@ class AsyncRequester:
         connected = not _never_connected(error)
         if isinstance(error, aiohttp.ClientHttpProxyError):
             reason = f"the proxy refused: {error.status} {error.message}"
-            return protocol.unreachable(verb, url, reason, connected=connected, proxy=proxy)
-        return protocol.not_answered(verb, url, _cause_of(error), connected=connected, proxy=proxy)
+            return errors.unreachable(verb, url, reason, connected=connected, proxy=proxy)
+        return errors.not_answered(verb, url, _cause_of(error), connected=connected, proxy=proxy)
 
     def _too_late(
         self, request: _Request, error: asyncio.TimeoutError, limit: float, lane: _Lane
@@ -515,7 +516,7 @@ class AsyncRequester:
             return ServerUnreachable(f"{verb.upper()} {url}: {reason}", processed=False)
         connected = not _never_connected(error)
         reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
-        return protocol.unreachable(verb, url, reason, connected=connected, proxy=self._proxy)
+        return errors.unreachable(verb, url, reason, connected=connected, proxy=self._proxy)
 
     @property
     def _proxy(self) -> str | None:
@@ -572,12 +573,12 @@ def to_tick(pause: float, now: float) -> float:
 async def _read(reply: aiohttp.ClientResponse) -> bytes:
     """Read a body up to the protocol's limit; a longer one is left unread, and its connection is dropped."""
     length = reply.content_length
-    if length is not None and length <= protocol.MAX_REPLY_BYTES:
+    if length is not None and length <= responses.MAX_REPLY_BYTES:
         return await reply.read()
     body = bytearray()
     async for chunk in reply.content.iter_any():
         body += chunk
-        if len(body) > protocol.MAX_REPLY_BYTES:
+        if len(body) > responses.MAX_REPLY_BYTES:
             reply.close()
             break
     return bytes(body)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from airflow_jobmon_provider.client.validation import seconds
+
+_WHY_LATE = "every heartbeat would come too late"
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,28 @@ class KeepAlive(str, Enum):
     """While LINKING. From BOUND on the executor beats, and a dead one must be seen by Jobmon's reaper."""
     UNTIL_DONE = "until_done"
     """While LINKING and RUNNING, for executors that do not beat themselves: hides their death for ever."""
+
+
+def check_heartbeat(interval: float | None, buffer: float | None) -> None:
+    """Check a heartbeat's interval and buffer where they are given; an operator's must work.
+
+    :raises ValueError: the interval is not above 0, or the buffer not above 1.
+    """
+    if interval is not None:
+        seconds("workflow_run_heartbeat_interval", interval, above=0, why=_WHY_LATE)
+    if buffer is not None:
+        seconds("heartbeat_report_by_buffer", buffer, above=1, why=_WHY_LATE)
+
+
+def heartbeat_of(default: Heartbeat, interval: float | None, buffer: float | None) -> Heartbeat:
+    """Return the heartbeat: interval and buffer that are given, else those of the default; they must work.
+
+    :raises ValueError: the interval is not above 0, or the buffer not above 1.
+    """
+    heartbeat = default
+    if interval is not None:
+        heartbeat = replace(heartbeat, interval=interval)
+    if buffer is not None:
+        heartbeat = replace(heartbeat, buffer=buffer)
+    check_heartbeat(heartbeat.interval, heartbeat.buffer)
+    return heartbeat

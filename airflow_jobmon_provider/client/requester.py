@@ -14,9 +14,10 @@ import tenacity
 import urllib3
 
 from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client._http import errors
+from airflow_jobmon_provider.client._http.deadline import Deadline, DeadlineAdapter
+from airflow_jobmon_provider.client._http.environment import Stamps, way_to
 from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
-from airflow_jobmon_provider.client.deadline import Deadline, DeadlineAdapter
-from airflow_jobmon_provider.client.environment import Stamps, way_to
 from airflow_jobmon_provider.client.exceptions import (
     CertificateNotTrusted,
     JobmonError,
@@ -24,7 +25,8 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     UnreadableCertificate,
 )
-from airflow_jobmon_provider.client.protocol import Call, Response
+from airflow_jobmon_provider.client.protocol import Call, Response, responses
+from airflow_jobmon_provider.client.redaction import excerpt
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_REQUEST_TIMEOUT,
     DEFAULT_RETRIES_ATTEMPTS,
@@ -32,7 +34,6 @@ from airflow_jobmon_provider.client.settings import (
     Settings,
     time_for,
 )
-from airflow_jobmon_provider.client.text import excerpt
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -206,8 +207,8 @@ class Requester:
         proxy = None if self._way.proxy is None else self._way.proxy.address
         if isinstance(chain[-1], TimeoutError) or isinstance(chain[0], requests.exceptions.Timeout):
             reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
-            return protocol.unreachable(verb, url, reason, connected=connected, proxy=proxy)
-        return protocol.not_answered(verb, url, chain[-1], connected=connected, proxy=proxy)
+            return errors.unreachable(verb, url, reason, connected=connected, proxy=proxy)
+        return errors.not_answered(verb, url, chain[-1], connected=connected, proxy=proxy)
 
     def _read_files(self) -> None:
         """Read the CA bundle and the client certificate, at first, and whenever they have been renewed.
@@ -286,7 +287,7 @@ def ask(requester: Any, call: Call[T], *, tenacious: bool = True, timeout: float
             send = functools.partial(retrying, send)
         _, reply = send(app_route=call.route, message=dict(call.message), request_type=call.verb, **options)
     except Exception as error:
-        known = protocol.translate(error)
+        known = errors.translate(error)
         if known is None:
             raise
         explained = call.explain(known, server)
@@ -339,7 +340,7 @@ def _read(reply: requests.Response) -> bytes:
     body = bytearray()
     for chunk in reply.raw.stream(_CHUNK, decode_content=False):  # the protocol unpacks, within limits
         body += chunk
-        if len(body) > protocol.MAX_REPLY_BYTES:
+        if len(body) > responses.MAX_REPLY_BYTES:
             break
     return bytes(body)
 

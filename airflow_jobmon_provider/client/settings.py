@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
-from airflow_jobmon_provider.client.text import Secrets, shown
+from airflow_jobmon_provider.client.redaction import Secrets, shown
 from airflow_jobmon_provider.client.validation import seconds, whole
 
 DEFAULT_ROUTE_PREFIX = "/api/v3"

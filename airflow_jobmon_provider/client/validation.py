@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from airflow_jobmon_provider.client.text import shown
+from airflow_jobmon_provider.client.redaction import shown
 
 _LARGEST_ID = 2**63 - 1  # the largest integer that Jobmon's databases can compare an id with
 _LARGEST_NUMBER = 1e300

@@ -20,7 +20,8 @@ from airflow_jobmon_provider.client.conversations import (
     in_time,
     wait_until_resumable,
 )
-from airflow_jobmon_provider.client.decisions import STARTING
+from airflow_jobmon_provider.client.conversations.pacing import STARTING
+from airflow_jobmon_provider.client.conversations.resume import check_increase_resources
 from airflow_jobmon_provider.client.exceptions import (
     ResumeTimeout,
     ServerFailure,
@@ -31,7 +32,6 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
-from airflow_jobmon_provider.client.resume import check_increase_resources
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_ATTEMPTS,
     DEFAULT_RETRIES_TIMEOUT,

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
+from airflow_jobmon_provider.client.redaction import excerpt, shown
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_ROUTE_PREFIX,
     Settings,
@@ -21,7 +22,6 @@ from airflow_jobmon_provider.client.settings import (
     join_prefix,
     split_address,
 )
-from airflow_jobmon_provider.client.text import excerpt, shown
 from airflow_jobmon_provider.client.validation import seconds, whole
 from airflow_jobmon_provider.hooks.fields import EXTRA, Kind
 

@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 from airflow_jobmon_provider.client.cancellation import wait_for
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerChanged, ServerFailure
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.text import excerpt
+from airflow_jobmon_provider.client.redaction import excerpt
 from airflow_jobmon_provider.client.validation import positive_id
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class JobmonHook(BaseHook):
         :raises JobmonError: the server did not answer, or there is no such run.
         :raises ValueError: the id is no positive integer.
         """
-        from airflow_jobmon_provider.client.ownership import abort
+        from airflow_jobmon_provider.client.conversations import abort
 
         run = positive_id("workflow_run_id", workflow_run_id)
         status = self.ask(abort(run))

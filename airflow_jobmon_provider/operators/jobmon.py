@@ -27,32 +27,28 @@ from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     WorkflowRunNotFound,
 )
-from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive, check_heartbeat, heartbeat_of
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
-from airflow_jobmon_provider.common import (
+from airflow_jobmon_provider.hooks.jobmon import JobmonHook
+from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink
+from airflow_jobmon_provider.task.errors import airflow_errors, execution_limit
+from airflow_jobmon_provider.task.limits import (
     DEFAULT_POLL_INTERVAL,
     ON_KILL_TIMEOUT,
-    RenderedBeforeDeferral,
-    airflow_errors,
-    check_heartbeat,
-    check_literal_id,
     execution_deadline,
-    execution_limit,
-    heartbeat_of,
     remaining,
 )
-from airflow_jobmon_provider.hooks.jobmon import JobmonHook
-from airflow_jobmon_provider.links import JobmonWorkflowLink
-from airflow_jobmon_provider.task_state import is_ended, state_of, within
+from airflow_jobmon_provider.task.state import is_ended, state_of, within
+from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral, check_literal_id
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_jobmon_provider.client.conversations import Conversation, Retries, RunEnd
+    from airflow_jobmon_provider.client.conversations.resume import Begun
     from airflow_jobmon_provider.client.protocol import Call, TaskCounts, WorkflowDetails
-    from airflow_jobmon_provider.client.resume import Begun
-    from airflow_jobmon_provider.execution import Execution
+    from airflow_jobmon_provider.execution.process import Execution
     from airflow_jobmon_provider.operators._decided import OwnRun, Resume
     from airflow_jobmon_provider.operators._retry import RunMemory
     from airflow_jobmon_provider.triggers.events import ResumableEvent, RunEvent
@@ -241,7 +237,7 @@ class _ResumeWork:
         :returns: what was found.
         :raises AirflowSkipException: the workflow is DONE and ``if_done="skip"``.
         """
-        from airflow_jobmon_provider.client.resume import begin_resume
+        from airflow_jobmon_provider.client.conversations.resume import begin_resume
 
         decided = self.decided
         beginning = begin_resume(
@@ -282,7 +278,7 @@ class _ResumeWork:
         :param details: what the server has just said of the workflow, which is at rest; None: look anew.
         :raises AirflowSkipException: the workflow is DONE and ``if_done="skip"``.
         """
-        from airflow_jobmon_provider.client.resume import check_at_rest, reset_tasks
+        from airflow_jobmon_provider.client.conversations.resume import check_at_rest, reset_tasks
 
         decided = self.decided
         if details is None:
@@ -534,7 +530,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
     def execute(self, context: Context) -> int:
         """Create the run, or find that of an earlier try, and wait for its end here or in the triggerer."""
-        from airflow_jobmon_provider import execution
+        from airflow_jobmon_provider.execution.environment import executor_environment, find_python
+        from airflow_jobmon_provider.execution.process import Execution, executor_command
         from airflow_jobmon_provider.operators._retry import RunMemory
         from airflow_jobmon_provider.triggers.events import RunEvent
 
@@ -542,11 +539,13 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         hook = JobmonHook(self.jobmon_conn_id)
         with airflow_errors(), self._heeding_on_kill(context):
             heartbeat = heartbeat_of(
-                hook.server.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
+                hook.server.settings.heartbeat,
+                self.workflow_run_heartbeat_interval,
+                self.heartbeat_report_by_buffer,
             )
             if self.cluster_name is not None:  # before there is a run
-                python = execution.find_python(self.jobmon_python or hook.server.jobmon_python)
-                environment = execution.executor_environment(hook.server.settings, heartbeat)
+                python = find_python(self.jobmon_python or hook.server.jobmon_python)
+                environment = executor_environment(hook.server.settings, heartbeat)
             server = hook.server.settings.service_url
             self._memory = memory = RunMemory(context, workflow_id, server, self.log)
             own, status = self._run_of_this_task(context, hook, memory, heartbeat.good_for)
@@ -561,8 +560,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                         return run
                 if self.cluster_name is not None and status is RunStatus.LINKING:
                     with self._waiting():
-                        command = execution.executor_command(python, workflow_id, run, self.cluster_name)
-                        self._execution = execution.Execution(command, environment, self.log)
+                        command = executor_command(python, workflow_id, run, self.cluster_name)
+                        self._execution = Execution(command, environment, self.log)
                         end = self._wait_for_execution(hook, workflow_id, run, heartbeat)
                 else:
                     end = self._wait(hook, own, status, heartbeat)
@@ -607,9 +606,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     ) -> int:
         import getpass
 
-        from airflow_jobmon_provider.client.compatibility import check_server_version
-        from airflow_jobmon_provider.client.conversations import Retries, in_time
-        from airflow_jobmon_provider.client.ownership import create_run
+        from airflow_jobmon_provider.client.conversations import Retries, create_run, in_time
+        from airflow_jobmon_provider.client.conversations.server_version import check_server_version
 
         end = time.monotonic() + timeout
         checking = check_server_version(None, Retries(timeout, math.inf), time.monotonic)
@@ -677,7 +675,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
         :raises AirflowException: it has not ended in time; until then, an executor is at work on its tasks.
         """
-        from airflow_jobmon_provider.client.ownership import stop_run
+        from airflow_jobmon_provider.client.conversations import stop_run
 
         self.log.info("The task was cleared: stopping workflow run %d", run)
         stopping = stop_run(run, workflow_id, timeout=left(), clock=time.monotonic)
@@ -717,7 +715,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             self._make_ready(hook, workflow_id, left(), left())
 
     def _make_ready(self, hook: JobmonHook, workflow_id: int, patience: float, timeout: float) -> None:
-        from airflow_jobmon_provider.client.ownership import make_ready
+        from airflow_jobmon_provider.client.conversations import make_ready
 
         ready = make_ready(workflow_id, patience=patience, timeout=timeout, clock=time.monotonic)
         self._converse(hook, ready)
@@ -770,8 +768,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         keep_alive: KeepAlive,
         status: RunStatus | None = None,
     ) -> Conversation[RunEnd]:
-        from airflow_jobmon_provider.client.conversations import watch_run
-        from airflow_jobmon_provider.client.follow import ProgressWatch
+        from airflow_jobmon_provider.client.conversations import ProgressWatch, watch_run
 
         age = max(time.time() - self._own.created_at, 0.0) if self._own else 0.0
         return watch_run(
@@ -802,8 +799,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     ) -> RunEnd:
         """Watch the run while our own executor is at work on it, and see to its end if that one dies."""
         from airflow_jobmon_provider.client.conversations import RunOutcome, ended
-        from airflow_jobmon_provider.execution import ExecutorEnded
-        from airflow_jobmon_provider.executor import Exit
+        from airflow_jobmon_provider.execution.executor import Exit
+        from airflow_jobmon_provider.execution.process import ExecutorEnded
 
         execution = self._execution
         assert execution is not None
@@ -832,8 +829,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
         :returns: the run's status, and who is to beat for it from now on; None: it was not asked for.
         """
-        from airflow_jobmon_provider.client.ownership import end_without_executor
-        from airflow_jobmon_provider.executor import Exit
+        from airflow_jobmon_provider.client.conversations import end_without_executor
+        from airflow_jobmon_provider.execution.executor import Exit
 
         if execution.exit_code == Exit.NOT_TAKEN:
             self.log.warning("Workflow run %d is not this task's to execute; watching it on", run)
@@ -902,7 +899,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             self._give_up(own, hook, stop=event.status == "timeout" and over and own.cancel_on_kill)
             self._settled = True
             raise AirflowException(event.message)
-        from airflow_jobmon_provider.client.follow import count_tasks, explain_failure
+        from airflow_jobmon_provider.client.conversations import count_tasks, explain_failure
 
         if event.status == "success":
             self.log.info(event.message)
@@ -929,7 +926,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             hook.check_server(own.server)
             return self._converse(hook, in_time(asking, left, time.monotonic, at_least=0)), ""
         except Exception as error:
-            from airflow_jobmon_provider.client.text import excerpt
+            from airflow_jobmon_provider.client.redaction import excerpt
 
             return None, excerpt(error)
 
@@ -1058,7 +1055,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         :param stop: also stop it if an executor has it.
         :returns: the status that it has now; None: not known.
         """
-        from airflow_jobmon_provider.client.ownership import give_up_run
+        from airflow_jobmon_provider.client.conversations import give_up_run
 
         run = own.workflow_run_id
         if stop and own.workflow_id is None:

@@ -17,19 +17,12 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_jobmon_provider.client.exceptions import ResumeTimeout, ServerFailure, ServerUnreachable
-from airflow_jobmon_provider.client.heartbeat import KeepAlive
+from airflow_jobmon_provider.client.heartbeat import KeepAlive, check_heartbeat, heartbeat_of
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
-from airflow_jobmon_provider.common import (
-    DEFAULT_POLL_INTERVAL,
-    RenderedBeforeDeferral,
-    airflow_errors,
-    check_heartbeat,
-    check_literal_id,
-    execution_deadline,
-    heartbeat_of,
-    remaining,
-)
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
+from airflow_jobmon_provider.task.errors import airflow_errors
+from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, execution_deadline, remaining
+from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral, check_literal_id
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -305,7 +298,9 @@ class WorkflowRunSensor(_JobmonSensor):
 
         workflow_run_id = positive_id("workflow_run_id", self.workflow_run_id)
         heartbeat = heartbeat_of(
-            hook.server.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
+            hook.server.settings.heartbeat,
+            self.workflow_run_heartbeat_interval,
+            self.heartbeat_report_by_buffer,
         )
         keep_alive = KeepAlive(self.keep_alive)
         if (

@@ -25,16 +25,11 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerFailure,
     ServerUnreachable,
 )
-from airflow_jobmon_provider.client.heartbeat import KeepAlive
+from airflow_jobmon_provider.client.heartbeat import KeepAlive, check_heartbeat, heartbeat_of
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
-from airflow_jobmon_provider.common import (
-    DEFAULT_POLL_INTERVAL,
-    ON_KILL_TIMEOUT,
-    check_heartbeat,
-    heartbeat_of,
-)
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
-from airflow_jobmon_provider.task_state import is_ended_while_deferred, state_while_deferred
+from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, ON_KILL_TIMEOUT
+from airflow_jobmon_provider.task.state import is_ended_while_deferred, state_while_deferred
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
@@ -72,7 +67,7 @@ class _JobmonTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
-        from airflow_jobmon_provider.client.text import excerpt
+        from airflow_jobmon_provider.client.redaction import excerpt
 
         server = self.server
         try:
@@ -130,8 +125,8 @@ class _JobmonTrigger(BaseTrigger):
         :raises ConfigError: the connection is malformed, or names another server.
         :raises ImportError, SyntaxError: something that is needed cannot be imported.
         """
-        from airflow_jobmon_provider.client import decisions
-        from airflow_jobmon_provider.client.text import excerpt
+        from airflow_jobmon_provider.client.conversations import pacing
+        from airflow_jobmon_provider.client.redaction import excerpt
 
         started = time.monotonic()
         failures = 0
@@ -151,7 +146,7 @@ class _JobmonTrigger(BaseTrigger):
             if failures == _CONNECTION_TRIES:
                 raise _ConnectionUnread(f"{what}. The triggerer must find it, too, not only the workers")
             self.log.warning("Connection %s cannot be read: %s", self.jobmon_conn_id, reason)
-            pause = decisions.outage_pause(failures, None, 10, random.uniform)
+            pause = pacing.outage_pause(failures, None, 10, random.uniform)
             await asyncio.sleep(min(pause, timeout - waited))
 
     async def _open(self) -> AsyncRequester:
@@ -330,13 +325,13 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         )
 
     async def _wait(self, requester: AsyncRequester) -> Event:
-        from airflow_jobmon_provider.client.conversations import watch_run
-        from airflow_jobmon_provider.client.follow import ProgressWatch
-        from airflow_jobmon_provider.client.ownership import give_up_overdue_run
+        from airflow_jobmon_provider.client.conversations import ProgressWatch, give_up_overdue_run, watch_run
         from airflow_jobmon_provider.triggers.events import RunEvent
 
         heartbeat = heartbeat_of(
-            requester.settings, self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
+            requester.settings.heartbeat,
+            self.workflow_run_heartbeat_interval,
+            self.heartbeat_report_by_buffer,
         )
         age = max(time.time() - self.created_at, 0.0)
         progress = self.workflow_id and ProgressWatch(self.workflow_id, time.monotonic, age=age)
@@ -376,7 +371,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         """
         if not self.owned:
             return
-        from airflow_jobmon_provider.client.text import excerpt
+        from airflow_jobmon_provider.client.redaction import excerpt
 
         state = await state_while_deferred(self.task_instance, _KILL_READING)
         if not is_ended_while_deferred(state):
@@ -397,7 +392,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             self.log.warning("Workflow run %d could not be stopped: %s", self.workflow_run_id, why)
 
     async def _give_up(self) -> None:
-        from airflow_jobmon_provider.client.ownership import give_up_run
+        from airflow_jobmon_provider.client.conversations import give_up_run
 
         end = time.monotonic() + ON_KILL_TIMEOUT
         async with await self._connect(_KILL_READING) as requester:

@@ -18,8 +18,8 @@ import pytest
 import trustme
 
 from airflow_jobmon_provider.client import async_requester, protocol
+from airflow_jobmon_provider.client._http.environment import Way, way_to
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
-from airflow_jobmon_provider.client.environment import Way, way_to
 from airflow_jobmon_provider.client.exceptions import (
     CertificateNotTrusted,
     ConfigError,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_jobmon_provider.client import decisions
-from airflow_jobmon_provider.client.decisions import ResumeStep
+from airflow_jobmon_provider.client.conversations import pacing
+from airflow_jobmon_provider.client.conversations.pacing import ResumeStep
 from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Resumability
@@ -21,9 +21,9 @@ chances = st.floats(0, 1).map(lambda part: lambda low, high: low + part * (high 
 
 @given(elapsed, chances)
 def test_the_pause_before_asking_again_grows_from_well_under_a_second_to_ten(
-    seconds: float, uniform: decisions.Uniform
+    seconds: float, uniform: pacing.Uniform
 ) -> None:
-    pause = decisions.resume_pause(seconds, uniform)
+    pause = pacing.resume_pause(seconds, uniform)
     assert 0.25 <= pause <= 10
     if seconds < 0.5:
         assert pause <= 0.5
@@ -38,7 +38,7 @@ def test_resumability_is_seen_soon_with_few_requests() -> None:
         resumable_at = chance.uniform(1, 60)
         now, asked = 0.0, 1
         while now < resumable_at:
-            now += decisions.resume_pause(now, chance.uniform)
+            now += pacing.resume_pause(now, chance.uniform)
             asked += 1
         delays.append(now - resumable_at)
         requests.append(asked)
@@ -49,9 +49,9 @@ def test_resumability_is_seen_soon_with_few_requests() -> None:
 
 @given(elapsed, st.floats(0.1, 3600), chances)
 def test_a_run_is_looked_at_within_the_longest_pause(
-    since: float, longest: float, uniform: decisions.Uniform
+    since: float, longest: float, uniform: pacing.Uniform
 ) -> None:
-    pause = decisions.run_pause(since, longest, uniform)
+    pause = pacing.run_pause(since, longest, uniform)
     assert 0 < pause <= longest
     # seen with a delay that is small beside how long it took
     assert pause <= max(since / 4, 1)
@@ -59,31 +59,31 @@ def test_a_run_is_looked_at_within_the_longest_pause(
 
 @given(elapsed, chances)
 def test_a_run_that_is_silent_for_long_costs_one_request_an_interval(
-    since: float, uniform: decisions.Uniform
+    since: float, uniform: pacing.Uniform
 ) -> None:
     if since >= 240:
-        assert decisions.run_pause(since, 60, uniform) == 60
+        assert pacing.run_pause(since, 60, uniform) == 60
 
 
 @given(st.integers(1, 10_000), st.none() | st.floats(0, 1e6), st.floats(0.1, 100), chances)
 def test_an_outage_is_asked_about_again_within_ten_seconds(
-    failures: int, retry_after: float | None, longest: float, uniform: decisions.Uniform
+    failures: int, retry_after: float | None, longest: float, uniform: pacing.Uniform
 ) -> None:
-    pause = decisions.outage_pause(failures, retry_after, longest, uniform)
+    pause = pacing.outage_pause(failures, retry_after, longest, uniform)
     assert 0 < pause <= min(longest, 10)
     if retry_after is not None:
         assert pause >= min(retry_after, longest, 10)
 
 
 def test_the_first_try_after_a_failure_is_within_a_second() -> None:
-    assert decisions.outage_pause(1, None, 10, lambda low, high: high) <= 1
+    assert pacing.outage_pause(1, None, 10, lambda low, high: high) <= 1
 
 
 @pytest.mark.parametrize("status", list(RunStatus))
 def test_only_the_run_that_is_ours_is_beaten_for(status: RunStatus) -> None:
-    assert not decisions.beats(KeepAlive.NEVER, status)
-    assert decisions.beats(KeepAlive.UNTIL_BOUND, status) == (status is RunStatus.LINKING)
-    assert decisions.beats(KeepAlive.UNTIL_DONE, status) == (status in (RunStatus.LINKING, RunStatus.RUNNING))
+    assert not pacing.beats(KeepAlive.NEVER, status)
+    assert pacing.beats(KeepAlive.UNTIL_BOUND, status) == (status is RunStatus.LINKING)
+    assert pacing.beats(KeepAlive.UNTIL_DONE, status) == (status in (RunStatus.LINKING, RunStatus.RUNNING))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_only_the_run_that_is_ours_is_beaten_for(status: RunStatus) -> None:
 def test_what_follows_from_is_resumable(
     resumable: bool, pending: int | None, force: bool, step: ResumeStep
 ) -> None:
-    assert decisions.resume_step(Resumability(resumable, pending), force) is step
+    assert pacing.resume_step(Resumability(resumable, pending), force) is step
 
 
 def test_terminal_statuses_are_those_of_the_protocol_page() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client.decisions import COMMIT_PATIENCE
+from airflow_jobmon_provider.client.conversations import end_without_executor
+from airflow_jobmon_provider.client.conversations.pacing import COMMIT_PATIENCE
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.ownership import end_without_executor
 from tests.client.simulation import RunOfADeadExecutor, Simulation
 
 UNKNOWN = WorkflowRunNotFound("workflow run 5 does not exist")

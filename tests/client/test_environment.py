@@ -13,8 +13,8 @@ import requests
 import trustme
 
 from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client._http.environment import Proxy, way_to
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
-from airflow_jobmon_provider.client.environment import Proxy, way_to
 from airflow_jobmon_provider.client.exceptions import (
     CertificateNotTrusted,
     ConfigError,

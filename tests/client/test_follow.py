@@ -13,18 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_jobmon_provider.client import follow
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
-from airflow_jobmon_provider.client.conversations import Conversation, RunEnd, RunOutcome, watch_run
-from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable, UnreadableReply
-from airflow_jobmon_provider.client.follow import (
+from airflow_jobmon_provider.client.conversations import (
     MAX_FAILURE_TEXT,
+    Conversation,
     Explanation,
     ProgressWatch,
+    RunEnd,
+    RunOutcome,
     count_tasks,
     explain_failure,
     progress_pause,
+    watch_run,
 )
+from airflow_jobmon_provider.client.conversations import progress as progress_module
+from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable, UnreadableReply
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.protocol import Call, TaskCounts
 from airflow_jobmon_provider.client.requester import Requester, converse
@@ -395,7 +398,7 @@ def test_a_real_run_tells_its_progress(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(follow, "SHORTEST_PROGRESS_PAUSE", 0.1)
+    monkeypatch.setattr(progress_module, "SHORTEST_PROGRESS_PAUSE", 0.1)
     workflow = sandbox.make_workflow_in("R", tasks=3)
     sandbox.change("UPDATE task SET status = 'R' WHERE workflow_id = ?", workflow.workflow_id)
     conversation = watch_run(

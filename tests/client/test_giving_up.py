@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from airflow_jobmon_provider.client.conversations import create_run, give_up_run
 from airflow_jobmon_provider.client.exceptions import ServerUnreachable, WorkflowBusy, WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.ownership import create_run, give_up_run
 from airflow_jobmon_provider.client.protocol import Call
 from tests.client.simulation import SILENT, RunOnServer, Simulation
 

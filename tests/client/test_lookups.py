@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client import lookups, protocol
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client._http import lookups
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.exceptions import ServerUnreachable
 from airflow_jobmon_provider.client.lifecycle import RunStatus

@@ -17,6 +17,8 @@ from airflow_jobmon_provider.client.conversations import (
     Pause,
     ask_until,
     in_time,
+    make_ready,
+    stop_run,
 )
 from airflow_jobmon_provider.client.exceptions import (
     ResumeTimeout,
@@ -24,7 +26,6 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.ownership import make_ready, stop_run
 from airflow_jobmon_provider.client.protocol import Call
 from tests.client.simulation import Simulation
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from airflow_jobmon_provider.client.conversations import create_run, end_without_executor, give_up_run
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     ServerFailure,
@@ -15,7 +16,6 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotResumable,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.ownership import create_run, end_without_executor, give_up_run
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
 from tests.client.simulation import RunOfADeadExecutor, Simulation
 

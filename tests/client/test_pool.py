@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
 from airflow_jobmon_provider.client import async_requester, protocol
+from airflow_jobmon_provider.client._http.heartbeat_pool import LONGEST_REPLY, PlainConnections
 from airflow_jobmon_provider.client.async_requester import MAX_CONNECTIONS, AsyncRequester
 from airflow_jobmon_provider.client.conversations import Conversation, Pause
 from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable
-from airflow_jobmon_provider.client.plain_http import LONGEST_REPLY, PlainConnections
 from airflow_jobmon_provider.client.protocol import Response
 from airflow_jobmon_provider.client.settings import Settings
 from tests.client.pool_server import REPLY, serving

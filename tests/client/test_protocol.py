@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client._http import errors
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     InvalidResponse,
@@ -33,7 +34,7 @@ from airflow_jobmon_provider.client.protocol import (
     Resumability,
     WorkflowDetails,
 )
-from airflow_jobmon_provider.client.text import excerpt
+from airflow_jobmon_provider.client.redaction import excerpt
 from airflow_jobmon_provider.client.validation import positive_id
 
 URL = "http://jobmon.example/api/v3/workflow/7/is_resumable"
@@ -117,10 +118,10 @@ def test_what_may_have_been_carried_out_and_what_not() -> None:
     assert protocol.is_retryable(failure(500))
     assert not protocol.was_not_processed(failure(500))
     assert protocol.was_not_processed(failure(423))
-    refused = protocol.unreachable("post", URL, "Connection refused", connected=False)
+    refused = errors.unreachable("post", URL, "Connection refused", connected=False)
     assert protocol.is_retryable(refused)
     assert protocol.was_not_processed(refused)
-    assert not protocol.was_not_processed(protocol.unreachable("post", URL, "reset", connected=True))
+    assert not protocol.was_not_processed(errors.unreachable("post", URL, "reset", connected=True))
     assert not protocol.is_retryable(UnreadableReply("html"))
     assert not protocol.is_retryable(RecordNotFound("none"))
 
@@ -331,9 +332,9 @@ ForeignResponse.__name__ = "InvalidResponse"
     ],
 )
 def test_errors_of_jobmons_own_requester_are_understood(foreign: Exception, ours: type[Exception]) -> None:
-    assert type(protocol.translate(foreign)) is ours
+    assert type(errors.translate(foreign)) is ours
 
 
 @pytest.mark.parametrize("foreign", [RuntimeError("a bug"), KeyError("x")])
 def test_an_error_that_is_none_of_ours_stays_what_it_is(foreign: Exception) -> None:
-    assert protocol.translate(foreign) is None
+    assert errors.translate(foreign) is None

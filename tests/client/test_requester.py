@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import trustme
 
-from airflow_jobmon_provider.client import deadline, protocol
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client._http import deadline
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Ask, Note, Pause
 from airflow_jobmon_provider.client.exceptions import (
@@ -30,6 +31,7 @@ from airflow_jobmon_provider.client.exceptions import (
     UnreadableReply,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.protocol import responses
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
 from airflow_jobmon_provider.client.settings import Settings
 from tests.client.simulation import Simulation
@@ -136,7 +138,7 @@ async def test_a_server_that_says_nothing(send: Send) -> None:
 async def test_a_body_without_end_is_not_read_to_it(
     stub: MakeStub, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_REPLY_BYTES", 100_000)
+    monkeypatch.setattr(responses, "MAX_REPLY_BYTES", 100_000)
     server = stub(Reply(200, b" " * 10_000_000))
     with pytest.raises(UnreadableReply, match="a reply of more than 100000 bytes"):
         await send(Settings(server.url), protocol.is_resumable(7))

@@ -20,6 +20,7 @@ from airflow_jobmon_provider.client.conversations import (
     in_time,
     wait_until_resumable,
 )
+from airflow_jobmon_provider.client.conversations.resume import begin_resume, check_at_rest, reset_tasks
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     JobmonError,
@@ -30,7 +31,6 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotFound,
 )
 from airflow_jobmon_provider.client.protocol import Call
-from airflow_jobmon_provider.client.resume import begin_resume, check_at_rest, reset_tasks
 
 T = TypeVar("T")
 

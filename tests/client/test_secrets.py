@@ -29,9 +29,9 @@ from airflow_jobmon_provider.client.exceptions import (
     UnreadableReply,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.redaction import Secrets
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
-from airflow_jobmon_provider.client.text import Secrets
 from tests.client.transports import blocking, nonblocking
 from tests.stub_server import HANG_UP, Reply, StubServer
 

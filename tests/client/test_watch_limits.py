@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client import decisions
 from airflow_jobmon_provider.client.conversations import (
     Ask,
     Conversation,
     RunEnd,
     RunOutcome,
+    give_up_overdue_run,
+    pacing,
     watch_run,
 )
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.ownership import give_up_overdue_run
 from airflow_jobmon_provider.client.protocol import Call, task_counts
 from tests.client.simulation import SILENT, RunOnServer, Simulation
 
@@ -187,11 +187,11 @@ def test_several_that_hang_in_a_row_leave_time_for_the_next() -> None:
 
 
 def test_a_heartbeat_that_is_nearly_out_still_gets_a_second() -> None:
-    assert decisions.beat_timeout(90, 93) == 30
-    assert decisions.beat_timeout(0.3, 93) == 1
-    assert decisions.beat_timeout(-5, 93) == 31
-    assert decisions.beat_timeout(None, 93) == pytest.approx(9.3)
-    assert decisions.beat_timeout(None, 3) == 1
+    assert pacing.beat_timeout(90, 93) == 30
+    assert pacing.beat_timeout(0.3, 93) == 1
+    assert pacing.beat_timeout(-5, 93) == 31
+    assert pacing.beat_timeout(None, 93) == pytest.approx(9.3)
+    assert pacing.beat_timeout(None, 3) == 1
 
 
 # --- A run that an executor has taken and not begun ---------------------------------------------------------
@@ -223,9 +223,9 @@ def test_a_warning_comes_once_and_long_before() -> None:
 
 
 def test_a_short_limit_warns_at_half_of_it() -> None:
-    assert decisions.startup_warning(None) == 300
-    assert decisions.startup_warning(3600) == 300
-    assert decisions.startup_warning(60) == 30
+    assert pacing.startup_warning(None) == 300
+    assert pacing.startup_warning(3600) == 300
+    assert pacing.startup_warning(60) == 30
 
 
 @pytest.mark.parametrize("options", [{"owned": False, "startup_timeout": 600}, {"startup_timeout": None}])

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_jobmon_provider import executor
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.lifecycle import STAGES, Mover, Owner, RunStatus, moves
 from airflow_jobmon_provider.client.requester import Requester, ask
+from airflow_jobmon_provider.execution import executor
 from dev.jobmon_sandbox import JobmonSandbox
 
 EVERY = pytest.mark.parametrize("status", list(RunStatus), ids=lambda status: status.name)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from airflow_jobmon_provider.client import protocol
-from airflow_jobmon_provider.client.compatibility import check_server_version
+from airflow_jobmon_provider.client._http import errors
 from airflow_jobmon_provider.client.conversations import Retries
+from airflow_jobmon_provider.client.conversations.server_version import check_server_version
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     JobmonError,
@@ -230,7 +231,7 @@ ForeignRequest.__name__ = "InvalidRequest"
 )
 def test_jobmons_own_requester_says_the_same_of_a_403(content: str, says: str) -> None:
     text = f"Client error with status code 403 from GET http://jobmon/api. Response content: {content}"
-    error = protocol.translate(ForeignRequest(text))
+    error = errors.translate(ForeignRequest(text))
     assert isinstance(error, NotAuthorized)
     assert says in str(error)
 

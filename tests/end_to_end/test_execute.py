@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_jobmon_provider.execution import EXECUTOR
+from airflow_jobmon_provider.execution.process import EXECUTOR
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.end_to_end.conftest import SECRETS

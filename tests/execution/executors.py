@@ -7,8 +7,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from airflow_jobmon_provider.execution import EXECUTOR
-from airflow_jobmon_provider.executor import Exit
+from airflow_jobmon_provider.execution.executor import Exit
+from airflow_jobmon_provider.execution.process import EXECUTOR
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 
 # Runs in the executor (and nowhere else) before it: gates at which it waits for the test.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from airflow_jobmon_provider.execution import Execution
+from airflow_jobmon_provider.execution.process import Execution
 
 
 class Lines:

@@ -6,7 +6,7 @@ import pytest
 
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings
-from airflow_jobmon_provider.execution import KEEP, executor_environment, inherited_environment
+from airflow_jobmon_provider.execution.environment import KEEP, executor_environment, inherited_environment
 
 NOT_FOR_JOBS = {
     "AIRFLOW__CORE__FERNET_KEY": "x",

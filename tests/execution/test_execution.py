@@ -10,17 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_jobmon_provider import execution
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
-from airflow_jobmon_provider.execution import (
-    Execution,
-    ExecutorEnded,
-    executor_command,
-    executor_environment,
-    find_python,
-)
+from airflow_jobmon_provider.execution import process
+from airflow_jobmon_provider.execution.environment import executor_environment, find_python
+from airflow_jobmon_provider.execution.process import EXECUTOR, Execution, ExecutorEnded, executor_command
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
 from tests.execution.programs import Lines, run
@@ -122,7 +117,7 @@ def test_stop_ends_all_that_was_started() -> None:
 
 
 def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_GRACE", 0.5)
+    monkeypatch.setattr(process, "_GRACE", 0.5)
     program = (
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print('deaf', flush=True)\ntime.sleep(600)"
@@ -180,7 +175,7 @@ def test_the_command_holds_ids_and_no_shell() -> None:
     command = executor_command("/py", 12, 34, "slurm; rm -rf /")
     assert command == [
         "/py",
-        str(execution.EXECUTOR),
+        str(EXECUTOR),
         "--workflow-id=12",
         "--workflow-run-id=34",
         "--cluster-name=slurm; rm -rf /",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_jobmon_provider.execution import EXECUTOR
-from airflow_jobmon_provider.executor import Exit
+from airflow_jobmon_provider.execution.executor import Exit
+from airflow_jobmon_provider.execution.process import EXECUTOR
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.execution.conftest import MakeRun, group_members, wait_for_end
 from tests.execution.executors import CLIENT_OF_3_6

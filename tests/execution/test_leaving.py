@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.executor import TAKEN, Exit
+from airflow_jobmon_provider.execution.executor import TAKEN, Exit
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.execution.conftest import MakeRun, group_members
 from tests.execution.executors import Executor, is_alive, kill_group

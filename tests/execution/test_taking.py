@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.executor import Exit
+from airflow_jobmon_provider.execution.executor import Exit
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.execution.conftest import MakeRun
 from tests.execution.executors import Executor, is_alive, kill_group

@@ -30,6 +30,9 @@ from airflow_jobmon_provider.client.conversations import (
     RunEnd,
     RunOutcome,
     Step,
+    create_run,
+    end_without_executor,
+    give_up_run,
     wait_until_resumable,
     watch_run,
 )
@@ -42,7 +45,6 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import STAGES, Mover, RunStatus, moves
-from airflow_jobmon_provider.client.ownership import create_run, end_without_executor, give_up_run
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
 from airflow_jobmon_provider.client.requester import Requester, ask
 from dev.jobmon_sandbox import JobmonSandbox, SandboxError

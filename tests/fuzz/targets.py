@@ -28,17 +28,18 @@ from urllib.parse import quote, urlsplit
 from airflow.providers.common.compat.sdk import Connection
 from hypothesis import strategies as st
 
-from airflow_jobmon_provider.client import plain_http, protocol, text
+from airflow_jobmon_provider.client import protocol, redaction
+from airflow_jobmon_provider.client._http import errors, heartbeat_pool
+from airflow_jobmon_provider.client._http.heartbeat_pool import LONGEST_REPLY
 from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.plain_http import LONGEST_REPLY
-from airflow_jobmon_provider.client.protocol import Call, Response
+from airflow_jobmon_provider.client.protocol import Call, Response, responses, routes
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization, join_prefix
 from airflow_jobmon_provider.client.validation import positive_id
-from airflow_jobmon_provider.execution import LONGEST_LINE, fit_to_show
+from airflow_jobmon_provider.execution.process import LONGEST_LINE, fit_to_show
 from airflow_jobmon_provider.hooks.connection import server_of_connection
 from airflow_jobmon_provider.hooks.fields import EXTRA
-from airflow_jobmon_provider.links import workflow_url
+from airflow_jobmon_provider.links.jobmon import workflow_url
 
 LONGEST_MESSAGE = 1000  # characters
 SLOWEST_CASE = 1.0  # seconds of CPU time, for a megabyte
@@ -89,7 +90,7 @@ def routes_of_the_protocol() -> set[Callable[..., Call[Any]]]:
     """Return the public functions of the protocol that make a call."""
     return {
         function
-        for name, function in inspect.getmembers(protocol, inspect.isfunction)
+        for name, function in inspect.getmembers(routes, inspect.isfunction)
         if not name.startswith("_") and str(function.__annotations__.get("return", "")).startswith("Call[")
     }
 
@@ -108,7 +109,7 @@ HEADERS = {
     "X-Token": f"Bearer {TOKEN}",
     "X-Key": KEY,
 }
-SECRETS = text.Secrets(HEADERS)
+SECRETS = redaction.Secrets(HEADERS)
 HIDDEN = [PASSWORD, TOKEN, KEY, HEADERS["Authorization"].split()[1]]
 
 KEYS = [
@@ -514,9 +515,9 @@ def check_wire(case: tuple[bytes, list[int]]) -> int:
 
 def _check_pieces(wire: bytes, sizes: list[int]) -> None:
     transport = _Transport()
-    connection = plain_http._Connection(cast(Any, _Loop()))
+    connection = heartbeat_pool._Connection(cast(Any, _Loop()))
     connection.connection_made(cast(Any, transport))
-    reply = cast(_Future, connection.send(plain_http.Prepared(b"POST")))
+    reply = cast(_Future, connection.send(heartbeat_pool.Prepared(b"POST")))
     at = turn = 0
     while at < len(wire) and not reply.done():
         size = sizes[turn % len(sizes)]
@@ -589,7 +590,7 @@ def check_error(case: tuple[int, str]) -> int:
     """Somebody else's error becomes one of ours of one line, or is not known."""
     kind, said = case
     with bounded_time(len(said)):
-        known = protocol.translate(FOREIGN[kind](said))
+        known = errors.translate(FOREIGN[kind](said))
     if known is None:
         assert kind >= 5
     else:
@@ -602,12 +603,12 @@ def check_error(case: tuple[int, str]) -> int:
 def check_text(said: str) -> int:
     """Small readers and writers of text."""
     for length in (1, 20, 200):
-        line = text.excerpt(said, length)
+        line = redaction.excerpt(said, length)
         check_line(line)
         assert len(line) <= length
-        assert text.excerpt(line, length) == line
+        assert redaction.excerpt(line, length) == line
         assert "u:pw@" not in line
-    after = protocol._retry_after(said)
+    after = responses._retry_after(said)
     assert after is None or 0 <= after < 1e6
     url = protocol.url_of(URL, f"/cluster/{quote(said.encode('utf-8', 'replace'), safe='')}")
     assert urlsplit(url).netloc == "jobmon.example"

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client import plain_http, protocol, text
+from airflow_jobmon_provider.client import redaction
+from airflow_jobmon_provider.client._http import heartbeat_pool
+from airflow_jobmon_provider.client.protocol import reading
 from tests.fuzz import runner, targets
 from tests.fuzz.targets import TARGETS
 
@@ -26,10 +28,10 @@ def test_no_route_is_forgotten() -> None:
 def mistake(name: str) -> tuple[Any, str, Any]:
     """Return where to make a mistake, and what to put there."""
     return {
-        "a password in an address is shown": (text, "_USERINFO", re.compile(r"(?!)")),
-        "a secret is shown": (targets, "SECRETS", text.NO_SECRETS),
-        "a number is not checked": (protocol, "_PAST_ALL_NUMBERS", 10**5000),
-        "a line is read differently": (plain_http, "_CLOSE", re.compile(rb"\r\nconnection: close")),
+        "a password in an address is shown": (redaction, "_USERINFO", re.compile(r"(?!)")),
+        "a secret is shown": (targets, "SECRETS", redaction.NO_SECRETS),
+        "a number is not checked": (reading, "_PAST_ALL_NUMBERS", 10**5000),
+        "a line is read differently": (heartbeat_pool, "_CLOSE", re.compile(rb"\r\nconnection: close")),
     }[name]
 
 

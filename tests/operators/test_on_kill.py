@@ -13,8 +13,8 @@ import pytest
 from airflow.exceptions import AirflowTaskTerminated
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, TaskDeferred
 
-from airflow_jobmon_provider import task_state
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
+from airflow_jobmon_provider.task import state as task_state
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
 from tests.operators.tasks import create, last_run

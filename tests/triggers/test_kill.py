@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from airflow_jobmon_provider import task_state
+from airflow_jobmon_provider.task import state as task_state
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.airflow_task import TaskInstance, kill, stored

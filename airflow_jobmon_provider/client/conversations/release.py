@@ -1,40 +1,25 @@
-"""Conversations about owning a run: create exactly one, and leave none behind (docs/rules.md, rule 2)."""
+"""Leave no run behind that nobody owns (docs/rules.md, rule 2)."""
 
 from __future__ import annotations
 
 import logging
 import random
 from dataclasses import replace
-from typing import TypeVar
 
-from airflow_jobmon_provider.client import decisions, protocol
-from airflow_jobmon_provider.client.conversations import (
-    LAST_LOOK,
-    Ask,
-    Clock,
-    Conversation,
-    Note,
-    Outage,
-    Pause,
-    RunEnd,
-    RunOutcome,
-    ask_until,
-    ended,
-    wait_until_resumable,
-)
-from airflow_jobmon_provider.client.decisions import Uniform
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.conversations import pacing
+from airflow_jobmon_provider.client.conversations.asking import LAST_LOOK, Outage, left_until
+from airflow_jobmon_provider.client.conversations.pacing import Uniform
+from airflow_jobmon_provider.client.conversations.steps import Clock, Conversation, Note, Pause
+from airflow_jobmon_provider.client.conversations.watch import RunEnd, RunOutcome, ended
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
-    ServerFailure,
-    ServerUnreachable,
-    WorkflowBusy,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import Call, CreatedRun
-
-T = TypeVar("T")
+from airflow_jobmon_provider.client.protocol import Call
 
 _OVERDUE_PATIENCE = 5.0  # seconds: a worker goes on trying
+
 _LAST_CHANCE = 20.0
 
 
@@ -44,101 +29,6 @@ def abort(workflow_run_id: int) -> Call[RunStatus]:
     Only LINKING leads to ABORTED. For a run in any other status the call reads it, and changes nothing.
     """
     return protocol.update_status(workflow_run_id, RunStatus.ABORTED)
-
-
-def create_run(
-    workflow_id: int,
-    *,
-    user: str,
-    good_for: float,
-    timeout: float,
-    perhaps_lost: bool,
-    clock: Clock,
-    uniform: Uniform = random.uniform,
-) -> Conversation[CreatedRun]:
-    """Create the workflow's next run, also where the reply to an earlier request was lost.
-
-    If a reply is lost, its run may exist and be LINKING with nobody to keep it alive. The next request is
-    then refused until that run's heartbeat date has passed and it has been reaped, by this client where the
-    server lets it be found, else by Jobmon's reaper (docs/protocol.md, "Creating a run"). The server
-    lets only one run link, so asking again never makes a second one.
-
-    :param user: who the run is for, as Jobmon records it.
-    :param good_for: seconds for which the run counts as alive without a heartbeat.
-    :param timeout: seconds after which to give up. No request lasts longer, but each has a second at least.
-    :param perhaps_lost: an earlier try of the same task may have lost a run: wait for one that is in the way.
-    :param clock: monotonic seconds.
-    :raises WorkflowBusy: somebody else has a run of the workflow, or still has at the time-out.
-    :raises WorkflowNotResumable: refused for another reason; final.
-    :raises ServerFailure, ServerUnreachable: the server did not answer until the time-out.
-    """
-    started = clock()
-    end = started + timeout
-    waiting = False
-    failed = False
-    while True:
-        problem: JobmonError
-        try:
-            call = protocol.create_workflow_run(workflow_id, user, good_for)
-            created: CreatedRun = yield Ask(call, _left(end, clock))
-            return created
-        except WorkflowBusy as error:
-            problem = error
-            if not perhaps_lost:
-                raise (yield from _with_owner(workflow_id, error, end, clock)) from None
-            if not waiting:
-                waiting = True
-                yield _waiting_for_a_run(workflow_id, end - clock())
-            yield from _reap_lost_run(workflow_id, end, clock)
-        except (ServerFailure, ServerUnreachable) as error:
-            problem = error
-            perhaps_lost = perhaps_lost or error.processed
-            if not failed:
-                failed = True
-                yield Note(logging.WARNING, f"workflow {workflow_id}: creating a run, trying on: {error}")
-        elapsed = clock() - started
-        if elapsed >= timeout:
-            raise (yield from _with_owner(workflow_id, problem, end, clock)) from None
-        yield Pause(max(min(decisions.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
-
-
-def _waiting_for_a_run(workflow_id: int, left: float) -> Note:
-    text = f"workflow {workflow_id} has a run in the way, which may be one whose reply was lost"
-    return Note(logging.WARNING, f"{text}; waiting up to {left:.0f} s for its heartbeat to run out")
-
-
-def _left(end: float, clock: Clock) -> float:
-    """Return how many seconds a request may take whose answer is wanted by the end, at least one."""
-    return max(end - clock(), LAST_LOOK)
-
-
-def _with_owner(
-    workflow_id: int, problem: JobmonError, end: float, clock: Clock
-) -> Conversation[JobmonError]:
-    """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.7)."""
-    if isinstance(problem, WorkflowBusy):
-        try:
-            details = yield Ask(protocol.workflow_details(workflow_id, refused=True), _left(end, clock))
-        except JobmonError:
-            details = None
-        if details is not None and details.run_user is not None:
-            return WorkflowBusy(f"{problem}. The latest run is that of user {details.run_user}")
-    return problem
-
-
-def _reap_lost_run(workflow_id: int, end: float, clock: Clock) -> Conversation[None]:
-    """Reap the workflow's run in LINKING if its heartbeat has run out. Never a run of another workflow.
-
-    3.4.8 lists only the runs of its own version, which no route tells, so there it is Jobmon's reaper's work.
-    """
-    try:
-        lost = yield Ask(protocol.lost_workflow_runs(RunStatus.LINKING), _left(end, clock))
-        for run in lost:
-            if run.workflow_id == workflow_id:
-                yield Ask(protocol.reap(run.workflow_run_id), _left(end, clock))
-                yield Note(logging.INFO, f"reaped workflow run {run.workflow_run_id}: nobody kept it alive")
-    except JobmonError as error:
-        yield Note(logging.DEBUG, f"workflow {workflow_id}: no lost run could be reaped: {error}")
 
 
 def end_without_executor(
@@ -158,14 +48,14 @@ def end_without_executor(
     :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final. An outage is not, and is outlived.
     """
     subject = f"workflow run {workflow_run_id}"
-    outage = Outage(subject, clock, not_found_until=clock() + decisions.COMMIT_PATIENCE)
+    outage = Outage(subject, clock, not_found_until=clock() + pacing.COMMIT_PATIENCE)
     while True:
         seen = yield from outage.ask(abort(workflow_run_id))
         if taken and seen is not None and seen.is_starting:
             seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ERROR))
         if seen is not None:
             return seen
-        yield Pause(outage.pause(decisions.LONGEST_OUTAGE_PAUSE, uniform))
+        yield Pause(outage.pause(pacing.LONGEST_OUTAGE_PAUSE, uniform))
 
 
 def give_up_run(
@@ -194,12 +84,12 @@ def give_up_run(
     started = clock()
     end = started + timeout
     outage = Outage(
-        f"workflow run {workflow_run_id}", clock, not_found_until=started + decisions.COMMIT_PATIENCE
+        f"workflow run {workflow_run_id}", clock, not_found_until=started + pacing.COMMIT_PATIENCE
     )
     status: RunStatus | None = None
     while True:
         # The reply counts, not a look after it: that may still say LINKING.
-        patience = max(min(timeout / 3, _left(end, clock)), LAST_LOOK)
+        patience = max(min(timeout / 3, left_until(end, clock)), LAST_LOOK)
         seen = yield from outage.ask(abort(workflow_run_id), patience)
         status = seen or status
         if seen is not None:
@@ -210,7 +100,7 @@ def give_up_run(
             if stop_workflow is not None and seen.takes_signals:
                 # If the reply is lost, the status is read again before another signal.
                 signal = protocol.set_resume(stop_workflow, reset_running_jobs=True)
-                yield from outage.ask(signal, _left(end, clock))
+                yield from outage.ask(signal, left_until(end, clock))
         elapsed = clock() - started
         if elapsed >= timeout:
             text = _what_is_left(workflow_run_id, status, stop_workflow, outage.error)
@@ -312,24 +202,4 @@ def stop_run(
         elapsed = clock() - started
         if (status is not None and status.is_terminal) or elapsed >= timeout:
             return status
-        yield Pause(max(min(decisions.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
-
-
-def make_ready(
-    workflow_id: int, *, patience: float, timeout: float, clock: Clock, uniform: Uniform = random.uniform
-) -> Conversation[None]:
-    """Reset a workflow's tasks once no run of it is alive. Nothing is told to stop.
-
-    :param patience: seconds to wait for the end of a run that is alive; 0: check once.
-    :param timeout: seconds for all of it, at least ``patience``.
-    :param clock: monotonic seconds.
-    :raises ResumeTimeout: a run is still alive.
-    :raises WorkflowNotFound: there is no such workflow.
-    :raises ServerFailure, ServerUnreachable: the server did not answer, also not in the end.
-    """
-    started = clock()
-    yield from wait_until_resumable(
-        workflow_id, timeout=patience, force_cleanup=False, clock=clock, uniform=uniform, at_rest=True
-    )
-    reset = protocol.set_resume_state(workflow_id, reset_if_running=True)
-    yield from ask_until(reset, max(timeout - (clock() - started), 0.0), clock, uniform=uniform)
+        yield Pause(max(min(pacing.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from airflow_jobmon_provider.client import decisions, protocol
-from airflow_jobmon_provider.client.compatibility import check_server_version
-from airflow_jobmon_provider.client.conversations import (
-    Clock,
-    Conversation,
-    Note,
-    Retries,
-    ask_again,
-    try_again,
-    wait_until_resumable,
-)
+from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.conversations import pacing
+from airflow_jobmon_provider.client.conversations.asking import Retries, ask_again, ask_until, try_again
+from airflow_jobmon_provider.client.conversations.pacing import Uniform
+from airflow_jobmon_provider.client.conversations.resumable import wait_until_resumable
+from airflow_jobmon_provider.client.conversations.server_version import check_server_version
+from airflow_jobmon_provider.client.conversations.steps import Clock, Conversation, Note
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     ResumeTimeout,
@@ -87,7 +84,7 @@ def begin_resume(
         signal = protocol.set_resume(workflow_id, reset_running_jobs)
         yield Note(logging.INFO, f"Signalling workflow {workflow_id} to resume at {server}")
         yield from ask_again(signal, retries, clock)
-        return Begun(details, at_rest=False, signal=signal if decisions.misses_signals(before) else None)
+        return Begun(details, at_rest=False, signal=signal if pacing.misses_signals(before) else None)
     return Begun(details, at_rest=True)
 
 
@@ -141,3 +138,23 @@ def reset_tasks(
             f"{error}. The server may still be resetting the tasks of workflow {workflow_id}: give it time,"
             f" and try again; a second reset does no harm"
         ) from None
+
+
+def make_ready(
+    workflow_id: int, *, patience: float, timeout: float, clock: Clock, uniform: Uniform = random.uniform
+) -> Conversation[None]:
+    """Reset a workflow's tasks once no run of it is alive. Nothing is told to stop.
+
+    :param patience: seconds to wait for the end of a run that is alive; 0: check once.
+    :param timeout: seconds for all of it, at least ``patience``.
+    :param clock: monotonic seconds.
+    :raises ResumeTimeout: a run is still alive.
+    :raises WorkflowNotFound: there is no such workflow.
+    :raises ServerFailure, ServerUnreachable: the server did not answer, also not in the end.
+    """
+    started = clock()
+    yield from wait_until_resumable(
+        workflow_id, timeout=patience, force_cleanup=False, clock=clock, uniform=uniform, at_rest=True
+    )
+    reset = protocol.set_resume_state(workflow_id, reset_if_running=True)
+    yield from ask_until(reset, max(timeout - (clock() - started), 0.0), clock, uniform=uniform)

@@ -20,7 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from airflow_jobmon_provider.client import lookups
+from airflow_jobmon_provider.client._http import lookups
 
 
 class Deadline(Timeout):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from airflow_jobmon_provider.client import protocol
-from airflow_jobmon_provider.client.conversations import Ask, Clock, Conversation, Retries, ask_again
+from airflow_jobmon_provider.client.conversations.asking import Retries, ask_again
+from airflow_jobmon_provider.client.conversations.steps import Ask, Clock, Conversation
 from airflow_jobmon_provider.client.exceptions import RouteNotSupported, ServerTooOld
 from airflow_jobmon_provider.client.protocol import WorkflowDetails
 

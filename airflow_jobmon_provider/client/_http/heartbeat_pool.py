@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
-from airflow_jobmon_provider.client import lookups
+from airflow_jobmon_provider.client._http import lookups
 from airflow_jobmon_provider.client.protocol import Response
 from airflow_jobmon_provider.client.settings import Settings
 

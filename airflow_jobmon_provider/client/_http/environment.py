@@ -19,8 +19,8 @@ from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
 
 from airflow_jobmon_provider.client.exceptions import ConfigError, UnreadableCertificate
+from airflow_jobmon_provider.client.redaction import shown
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
-from airflow_jobmon_provider.client.text import shown
 
 Stamps = tuple[tuple[int, int, int] | None, ...]
 

@@ -1,0 +1,1 @@
+"""What both transports share: the way to the server, time-outs, look-ups, connections, and foreign errors."""
