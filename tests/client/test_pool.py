@@ -129,7 +129,7 @@ async def test_what_plain_connections_do_not_understand_is_asked_by_aiohttp_from
 
 
 async def test_a_minute_later_they_are_tried_again(mocker: MockerFixture) -> None:
-    mocker.patch("airflow_jobmon_provider.client.plain_http.REST", 0.0)
+    mocker.patch("airflow_jobmon_provider.client._http.heartbeat_pool.REST", 0.0)
     async with serving(reply=CHUNKED) as server, AsyncRequester(Settings(server.url)) as requester:
         assert [await requester.ask(PEEK) for _ in range(2)] == ["L"] * 2
         server.reply = REPLY

@@ -37,7 +37,7 @@ from airflow_jobmon_provider.client.protocol import Call
 
 
 class Progress(Protocol):
-    """Looks at the tasks of a run that is being watched; ``follow.ProgressWatch`` is one."""
+    """Looks at the tasks of a run that is being watched; ``progress.ProgressWatch`` is one."""
 
     def is_due(self) -> bool:
         """Whether it is time to look."""
