@@ -36,6 +36,8 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.protocol import Call, Response, responses
 from airflow_jobmon_provider.client.settings import Settings, time_for
 
+__all__ = ["AsyncRequester"]
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 

@@ -35,6 +35,8 @@ from airflow_jobmon_provider.client.settings import (
     time_for,
 )
 
+__all__ = ["Requester", "ask", "converse", "retries"]
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 

@@ -39,6 +39,8 @@ from airflow_jobmon_provider.client.settings import (
 )
 from airflow_jobmon_provider.client.validation import positive_id, seconds
 
+__all__ = ["WorkflowRun", "WorkflowRunFactory", "logger"]
+
 logger = logging.getLogger(__name__)
 
 _LAST_INSTANT = 0.001  # seconds; 0 would mean "check once", for as long as that takes

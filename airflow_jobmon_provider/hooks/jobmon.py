@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
     from airflow_jobmon_provider.hooks.connection import JobmonServer
 
+__all__ = ["JobmonHook"]
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 

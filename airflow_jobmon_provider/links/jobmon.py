@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context
     from airflow.sdk.types import TaskInstanceKey
 
+__all__ = ["JobmonWorkflowLink"]
+
 
 class JobmonWorkflowLink(BaseOperatorLink):
     """Button "Jobmon workflow" of a task instance; none if the connection has no ``gui_url``.

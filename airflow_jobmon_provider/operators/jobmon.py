@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.triggers.events import ResumableEvent, RunEvent
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
+__all__ = ["CreateWorkflowRunOperator", "ResumeWorkflowOperator"]
+
 T = TypeVar("T")
 
 _KEEP_ALIVE = (KeepAlive.UNTIL_BOUND.value, KeepAlive.UNTIL_DONE.value)

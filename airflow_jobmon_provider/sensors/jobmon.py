@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.client.conversations import Conversation
     from airflow_jobmon_provider.client.lifecycle import RunStatus
 
+__all__ = ["WorkflowResumableSensor", "WorkflowRunSensor"]
+
 T = TypeVar("T")
 
 _JUST_AFTER = 0.01  # seconds: Airflow's base class takes a time-out for over once more than that has passed

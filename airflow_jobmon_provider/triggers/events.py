@@ -14,6 +14,8 @@ from airflow.providers.common.compat.sdk import AirflowException
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.conversations import RunEnd
 
+__all__ = ["Event", "ResumableEvent", "RunEvent"]
+
 # By the outcome of the watch.
 _STATUS = {"done": "success", "failed": "failed", "handoff_timeout": "timeout", "timeout": "timeout"}
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
     from airflow_jobmon_provider.triggers.events import Event, ResumableEvent, RunEvent
 
+__all__ = ["WorkflowResumableTrigger", "WorkflowRunHeartbeatTrigger"]
+
 # On Airflow 2, a task that comes back after its execution_timeout ends before any code of ours runs.
 _NOTHING_COMES_AFTER = airflow_version.startswith("2.")
 
