@@ -1,6 +1,6 @@
 """The asyncio transport: aiohttp, and for heartbeats connections of our own that cost less.
 
-It does not retry: whoever waits in asyncio lives through outages.
+It does not retry: a trigger, which waits in asyncio, lives through outages.
 """
 
 from __future__ import annotations

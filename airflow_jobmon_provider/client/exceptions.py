@@ -96,7 +96,7 @@ class ServerUnreachable(InvalidResponse):
 class CertificateNotTrusted(InvalidResponse):
     """The server's certificate is not trusted: signed by nobody known, of another host, or out of date.
 
-    Final: asking again won't help, and whoever answers there may not be the server.
+    Final: asking again won't help, and the machine that answers there may not be the server.
     """
 
 

@@ -257,7 +257,7 @@ def read_status(code: str) -> RunStatus:
     except ValueError:
         if not _CODE.fullmatch(code):
             raise
-    # Enum makes no new members, and this is none: not in RunStatus, not found by RunStatus(code).
+    # Enum makes no new members, and this is not one: not in RunStatus, not found by RunStatus(code).
     unknown = str.__new__(RunStatus, code)
     unknown._name_, unknown._value_ = "UNKNOWN", code
     return unknown

@@ -18,7 +18,7 @@ _USERINFO = re.compile(r"//[^/?#\s]*@")
 
 _TITLE = re.compile(r"<title>([^<]+)<", re.I)
 
-# Characters. Shorter ones turn up in any text by chance, and whoever has one has other worries.
+# Characters. Shorter ones turn up in any text by chance, and a user who has one has other worries.
 _SHORTEST_SECRET = 6
 
 
@@ -54,7 +54,7 @@ def excerpt_of_body(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value that somebody passed in, as it is shown in a message about it."""
+    """Return a value that a user gave, as it is shown in a message about it."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits

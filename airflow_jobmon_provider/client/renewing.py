@@ -1,7 +1,7 @@
 """The blocking transport that goes on with other settings when the server refuses those it has.
 
-A token is rotated while a task waits for hours: the server then says 401, and whoever made the transport may
-know the new one by now.
+A token is rotated while a task waits for hours: the server then says 401, and the hook that made the
+transport may know the new one by now.
 """
 
 from __future__ import annotations

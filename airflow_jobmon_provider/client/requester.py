@@ -62,7 +62,7 @@ class Requester:
     :param verify: check the server's certificate: True (default), False, or the path of a CA bundle.
     :param client_cert: path of the certificate (PEM) that the server may ask for. Default: none.
     :param client_key: path of its key. Default: the key is in the same file.
-    :raises ConfigError: the address is none.
+    :raises ConfigError: it is not a valid http(s) address.
     :raises ValueError: a number is negative or not finite.
     """
 
@@ -156,7 +156,7 @@ class Requester:
         :raises ServerFailure: 5xx, 423 or 429, also after the retries.
         :raises InvalidRequest: another 4xx; ``RecordNotFound``, ``NotAuthorized`` say which.
         :raises UnreadableReply: the reply is no JSON.
-        :raises ValueError: the request type is none of the three.
+        :raises ValueError: the request type is not one of the three.
         """
         if request_type not in ("get", "post", "put"):
             raise ValueError(f"request_type must be 'get', 'post' or 'put', not {request_type!r}")
@@ -169,7 +169,7 @@ class Requester:
         self, app_route: str, message: Mapping[str, Any], request_type: str, timeout: float | None
     ) -> tuple[int, Any]:
         limit = self.request_timeout if timeout is None else timeout
-        handled = sys.exc_info()[1]  # by whoever calls: no part of what may go wrong here
+        handled = sys.exc_info()[1]  # by the caller: no part of what may go wrong here
         deadline: Any = Deadline(limit)  # requests takes it; its annotations do not know
         url = protocol.url_of(self.service_url, app_route)
         params: dict[str, Any] = {"client_jobmon_version": protocol.CLIENT_VERSION}

@@ -63,7 +63,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every value, and move credentials out of the address, where they would reach logs.
 
-        :raises ConfigError: the address is none.
+        :raises ConfigError: it is not a valid http(s) address.
         :raises ValueError: a number is out of range.
         """
         seconds("retries_timeout", self.retries_timeout)
@@ -92,8 +92,8 @@ class Settings:
             dangers.append("sends its credentials over plain http, where others can read them: use https")
         if self.verify is False and self.service_url.startswith("https:"):
             dangers.append(
-                "does not check its server's certificate, so anybody can pose as it: give verify the path of"
-                " a CA bundle instead of false"
+                "does not check its server's certificate, so another server can pose as it: give verify the"
+                " path of a CA bundle instead of false"
             )
         return tuple(dangers)
 
@@ -140,7 +140,7 @@ def time_for(request_timeout: float, *, costly: bool = False, at_most: float | N
 
     :param request_timeout: seconds that the settings give every call.
     :param costly: the call costs the server O(tasks); it may take ``COSTLY_TIMEOUT`` then. Default False.
-    :param at_most: seconds that whoever asks has left. Default: no such limit.
+    :param at_most: seconds that the caller has left. Default: no such limit.
     """
     own = max(request_timeout, COSTLY_TIMEOUT) if costly else request_timeout
     return own if at_most is None else max(min(own, at_most), _SHORTEST_TIMEOUT)
@@ -183,7 +183,7 @@ def _check_headers(headers: Mapping[str, str]) -> None:
     """
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"{shown(name)} is no name of a header")
+            raise ConfigError(f"{shown(name)} is not a valid header name")
         if not (value.isascii() and value.isprintable()):
             hint = " (the password or token?)" if name == "Authorization" else ""
             raise ConfigError(
@@ -194,11 +194,12 @@ def _check_headers(headers: Mapping[str, str]) -> None:
 def split_address(address: str) -> SplitResult:
     """Return the parts of an http address, which all who read it will read in the same way.
 
-    :raises ConfigError: it is none. It may hold a password, so the message names only what is wrong with it.
+    :raises ConfigError: it is not a valid one. It may hold a password, so the message names only what is
+        wrong with it.
     """
     hint = "the address must look like http://host:port or https://host/path"
     if not isinstance(address, str) or any(c.isspace() or not c.isprintable() for c in address):
-        raise ConfigError(f"{hint}; it is no text, or has a blank in it")
+        raise ConfigError(f"{hint}; it is not text, or contains a blank")
     try:
         url = urlsplit(address)
         port = url.port

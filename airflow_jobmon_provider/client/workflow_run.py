@@ -365,7 +365,7 @@ class WorkflowRun:
 
 
 class _NoWorkflowId(WorkflowNotResumable, ValueError):
-    """A workflow id that is none, as Jobmon's callers (first base) and Python's (second) expect it."""
+    """A workflow id that is not valid, as Jobmon's callers (first base) and Python's (second) expect it."""
 
 
 def _refuse_no_id(workflow_id: int) -> None:

@@ -55,7 +55,7 @@ def find_python(configured: str | None) -> str:
     if configured:
         found = shutil.which(os.path.expanduser(configured))
         if found is None:
-            raise ConfigError(f"jobmon_python: {configured!r} is no executable file on this worker")
+            raise ConfigError(f"jobmon_python: {configured!r} is not an executable file on this worker")
         return found
     command = shutil.which("jobmon")
     if command is not None and (python := _interpreter(Path(command))):

@@ -700,7 +700,7 @@ def _exit(code: int) -> None:
 
 
 if __name__ == "__main__":
-    # This file's folder is the provider's: its modules are none of Jobmon's.
+    # This file's folder is the provider's: its modules are not Jobmon's.
     sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
     if sys.argv[1:2] == ["--distribute"]:
         _distribute(*sys.argv[2:4])

@@ -220,8 +220,8 @@ class JobmonHook(BaseHook):
             )
         raise ServerChanged(
             f"connection {self.jobmon_conn_id!r} now names the server {address}, but the task began on"
-            f" {excerpt(before)}, and an id of that one is a stranger's here: nothing was sent. Give the"
-            " connection its address back, or start the task over where it now points, in a new DAG run"
+            f" {excerpt(before)}, where the same id belongs to another run, so nothing was sent. Give the"
+            " connection its old address back, or start the task over where it now points, in a new DAG run"
         )
 
     def get_conn(self) -> Requester:

@@ -53,7 +53,7 @@ def workflow_url(gui_url: str | None, workflow_id: int) -> str:
 
 
 def _is_http(url: object) -> bool:
-    # A browser follows what stands in an XCom, and whoever may write one could write "javascript:…" into it.
+    # A browser follows what stands in an XCom, and a user who may write one could write "javascript:…" there.
     if not isinstance(url, str) or " " in url or not url.isprintable():
         return False
     try:

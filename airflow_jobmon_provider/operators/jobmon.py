@@ -728,7 +728,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
         run, workflow_id = own.workflow_run_id, own.workflow_id
         assert workflow_id is not None
-        if status.is_terminal:  # nothing is deferred that is over already
+        if status.is_terminal:  # don't defer a run that has already ended
             return ended(run, status)
         if status is RunStatus.LINKING:
             self.log.info(
@@ -835,7 +835,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         from airflow_jobmon_provider.execution.executor import Exit
 
         if execution.exit_code == Exit.NOT_TAKEN:
-            self.log.warning("Workflow run %d is not this task's to execute; watching it on", run)
+            self.log.warning("Workflow run %d is not this task's to execute; will keep watching it", run)
             return None, KeepAlive(self.keep_alive)
         ending = end_without_executor(run, taken=execution.has_taken, clock=time.monotonic)
         status = hook.converse(ending, log=self.log)

@@ -56,7 +56,7 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         self._hook: JobmonHook | None = None  # of the first poke: the connection is read once
 
     def execute(self, context: Context) -> Any:
-        """Wait; the first look is on the worker, so that nothing is deferred that is over already."""
+        """Wait; the first look is on the worker, so that don't defer a run that has already ended."""
         self._check_ids()
         timed_out = time.time() + self.timeout - self._waited(context)
         if not self.deferrable:
@@ -98,7 +98,9 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
             if first:
                 raise
             # It was there at the first poke: Airflow 3 says so, too, when its API or secrets backend fails.
-            self.log.warning("Connection %s cannot be read now, trying on: %s", self.jobmon_conn_id, error)
+            self.log.warning(
+                "Connection %s cannot be read now; will keep trying: %s", self.jobmon_conn_id, error
+            )
             return False
         self._hook = hook
         return self._poke(hook)
@@ -108,7 +110,7 @@ class _JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
             try:
                 return self._look(hook)
             except (ServerFailure, ServerUnreachable) as error:
-                self.log.warning("Jobmon does not answer, trying on: %s", error)
+                self.log.warning("Jobmon is not answering; will keep trying: %s", error)
                 return False
 
     def _converse(self, hook: JobmonHook, conversation: Conversation[T]) -> T:

@@ -145,8 +145,8 @@ def test_an_outage_is_waited_out_with_one_warning_at_its_start_and_one_at_its_en
     sim = Simulation(answer)
     wait(sim)
     assert len(sim.warnings) == 2
-    assert sim.warnings[0] == f"workflow 7: Jobmon does not answer, trying on: {DOWN}"
-    assert sim.warnings[1].startswith("workflow 7: Jobmon answers again after")
+    assert sim.warnings[0] == f"workflow 7: Jobmon is not answering; will keep trying: {DOWN}"
+    assert sim.warnings[1].startswith("workflow 7: Jobmon is answering again after")
 
 
 def test_an_outage_that_outlasts_the_time_out_is_what_the_user_learns() -> None:

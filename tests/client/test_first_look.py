@@ -114,7 +114,8 @@ def test_a_run_in_a_status_that_is_not_known_is_watched_on_and_that_is_said_once
     sim = Simulation(run)
     assert watch(sim, keep_alive=keep_alive).outcome is RunOutcome.DONE
     assert sim.warnings == [
-        "workflow run 5 is UNKNOWN (X): a status that this version of the provider does not know; watching on"
+        "workflow run 5 is UNKNOWN (X): a status that this version of the provider does not know;"
+        " will keep watching"
     ]
     assert {status for at, status in run.said if 100 <= at < 700} <= {"G", "R"}
     assert "X" not in {status for _, status in run.said}

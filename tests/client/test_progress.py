@@ -220,7 +220,7 @@ def test_a_failure_to_count_disturbs_nothing_and_is_told_once(error: Exception) 
     assert end.outcome is RunOutcome.DONE
     assert not sim.warnings
     assert progress_lines(sim) == [
-        f"workflow 7: its tasks could not be counted, going on: {error}",
+        f"workflow 7: its tasks could not be counted; the watch goes on: {error}",
         "workflow 7: 412/1000 done, 30 running, 2 failed",
     ]
 

@@ -269,7 +269,7 @@ def test_what_cannot_be_shown_is_named() -> None:
 
 
 def test_a_text_that_is_no_status_is_not_taken_for_one() -> None:
-    with pytest.raises(UnreadableReply, match=r"'\?' is no status of a workflow run"):
+    with pytest.raises(UnreadableReply, match=r"'\?' is not a status of a workflow run"):
         protocol.peek_status(5).read({"status": "?"})
 
 

@@ -140,7 +140,7 @@ def test_a_header_that_cannot_be_sent_is_refused_before_a_library_shows_it(value
     with pytest.raises(ConfigError, match=r"header Authorization \(the password or token\?\) has") as caught:
         Settings("http://127.0.0.1:9", headers={"Authorization": f"Bearer {value}"})
     assert_untold(str(caught.value))
-    with pytest.raises(ConfigError, match="is no name of a header"):
+    with pytest.raises(ConfigError, match="is not a valid header name"):
         Settings("http://127.0.0.1:9", headers={"X Y": "1"})
 
 

@@ -39,7 +39,7 @@ def test_a_user_cannot_ask_for_a_status_that_there_is_not() -> None:
 
 @pytest.mark.parametrize("code", ["", " ", "?", "a b", "\x1b[31m", "L\n", "x" * 21, "<html>", "ß"])
 def test_a_text_that_cannot_be_a_code_is_a_reply_that_cannot_be_understood(code: str) -> None:
-    with pytest.raises(UnreadableReply, match="is no status of a workflow run"):
+    with pytest.raises(UnreadableReply, match="is not a status of a workflow run"):
         protocol.peek_status(5).read({"status": code})
 
 

@@ -142,14 +142,18 @@ def test_null_is_the_reply_of_a_server_that_is_too_old_whatever_was_asked(
         (
             404,
             b"This route does not exist: http://x/",
-            "so answers Jobmon before 3.4: this provider needs Jobmon",
+            "Jobmon before 3.4 answers like this: this provider needs Jobmon",
         ),
         (
             404,
             b"default backend - 404",
-            "that is no answer of Jobmon's: check the address and the route prefix",
+            "Jobmon does not answer like this: check the address and the route prefix",
         ),
-        (404, b"<html>nginx</html>", "that is no answer of Jobmon's: check the address and the route prefix"),
+        (
+            404,
+            b"<html>nginx</html>",
+            "Jobmon does not answer like this: check the address and the route prefix",
+        ),
         (401, {"detail": "Unauthorized."}, "only the user of the workflow's latest run"),
         (401, {"detail": "Unauthorized"}, "check the login, password or token"),
         (

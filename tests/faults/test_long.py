@@ -46,8 +46,8 @@ async def test_many_runs_outlive_an_outage_and_those_reaped_meanwhile_end(
         assert f"workflow run {run} ended ABORTED (A)" in event["message"]
     await until(lambda: all(len(beats(sandbox, run)) > down[run] + 1 for run in alive), "beats of the others")
     assert {sandbox.run_status(run) for run in alive} == {"L"}
-    assert logged().count("Jobmon does not answer, trying on") == 50
-    assert logged().count("Jobmon answers again after") == 50
+    assert logged().count("Jobmon is not answering; will keep trying") == 50
+    assert logged().count("Jobmon is answering again after") == 50
     for run in alive:
         sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": "A"})
     assert [(await firing[run])["workflow_run_status"] for run in alive] == ["A"] * 40

@@ -191,7 +191,7 @@ def test_a_distributor_that_dies_at_start_aborts_the_run(
 @pytest.mark.parametrize(
     ("options", "extra", "says"),
     [
-        ({"jobmon_python": "/no/such/python"}, {}, "is no executable file on this worker"),
+        ({"jobmon_python": "/no/such/python"}, {}, "is not an executable file on this worker"),
         ({}, {"headers": {"X-Gateway": "head-77aa03b9"}}, "cannot send the connection's X-Gateway"),
     ],
     ids=["no python", "headers"],

@@ -110,7 +110,7 @@ def test_a_run_that_another_executor_has_is_watched_to_its_end(
     task: Callable[[str], Task], logged: Callable[[], str]
 ) -> None:
     watched = task(NOT_TAKEN)
-    wait_until(lambda: "is not this task's to execute; watching it on" in logged(), 60, "exit 8")
+    wait_until(lambda: "is not this task's to execute; will keep watching it" in logged(), 60, "exit 8")
     assert watched.status == "B"
     watched.move("I", "O", "R")
     wait_until(lambda: "is RUNNING (R)" in logged(), 30, "the watch to see it run")
@@ -125,7 +125,7 @@ def test_how_our_executor_ended_is_no_reason_for_another_ones_failure(
     task: Callable[[str], Task], logged: Callable[[], str]
 ) -> None:
     watched = task(NOT_TAKEN)
-    wait_until(lambda: "watching it on" in logged(), 60, "exit 8")
+    wait_until(lambda: "will keep watching it" in logged(), 60, "exit 8")
     watched.move("I", "O", "R", "E")
     watched.wait()
     assert isinstance(watched.error, AirflowException)
@@ -189,7 +189,7 @@ def test_an_outage_at_the_executors_death_is_outlived_and_nothing_goes_on_meanwh
     try:
         watched.go.touch()
         wait_until(lambda: not group_members(execution._process.pid), 30, "what it has started to end")
-        wait_until(lambda: "does not answer, trying on" in logged(), 30, "the outage")
+        wait_until(lambda: "is not answering; will keep trying" in logged(), 30, "the outage")
     finally:
         sandbox.resume_server()
     watched.wait()

@@ -60,7 +60,7 @@ def test_a_failed_workflow_is_made_ready(sandbox: JobmonSandbox, deferrable: boo
     ended = run_task(resume(str(workflow.workflow_id), deferrable=deferrable))
     assert ended.result == workflow.workflow_id
     assert sandbox.task_statuses(workflow.workflow_id) == ["G", "G"]
-    assert not ended.events  # nothing is deferred that is over already
+    assert not ended.events  # don't defer a run that has already ended
 
 
 @both

@@ -246,4 +246,4 @@ def test_an_outage_between_two_pokes_is_no_failure(
     connection("http://127.0.0.1:9")
     with pytest.raises(AirflowSensorTimeout):
         sense(resumable(7, poke_interval=0.1, timeout=0.3))
-    assert "Jobmon does not answer, trying on: GET http://127.0.0.1:9" in logged()
+    assert "Jobmon is not answering; will keep trying: GET http://127.0.0.1:9" in logged()

@@ -14,7 +14,7 @@ from dev.services import connect_to_mariadb
 from tests.stack.fleet import DAG, Fleet, Run, launch
 
 DOWN, LOCKED = 300.0, 60.0  # seconds
-WENT, CAME = "Jobmon does not answer, trying on", "Jobmon answers again after"
+WENT, CAME = "Jobmon is not answering; will keep trying", "Jobmon is answering again after"
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -249,8 +249,8 @@ async def test_an_outage_is_no_failure(sandbox: JobmonSandbox, logged: Callable[
         await asyncio.to_thread(sandbox.start_server)
     sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": "A"})
     assert (await firing)["workflow_run_status"] == "A"
-    assert logged().count(f"workflow run {run}: Jobmon does not answer, trying on") == 1
-    assert logged().count(f"workflow run {run}: Jobmon answers again after") == 1
+    assert logged().count(f"workflow run {run}: Jobmon is not answering; will keep trying") == 1
+    assert logged().count(f"workflow run {run}: Jobmon is answering again after") == 1
 
 
 @pytest.mark.parametrize("fault", [HANG_UP, Reply(503, b"busy"), Reply(423, b""), Reply(502, b"<html>")])
@@ -268,7 +268,7 @@ async def test_each_passing_fault_is_outlived(
         (Reply(403, b"no"), "403"),
         (Reply(404, {"detail": "Not Found"}), "route prefix"),
         (Reply(200, b"<html>Log in</html>"), "is this Jobmon?"),
-        (Reply(200, {"status": "?"}), "is no status of a workflow run"),
+        (Reply(200, {"status": "?"}), "is not a status of a workflow run"),
         (Reply(500, {"error": {"type": "NoResultFound"}}), "workflow run 5 does not exist"),
     ],
 )

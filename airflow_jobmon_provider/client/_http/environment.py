@@ -158,7 +158,7 @@ def _proxy_to(service_url: str) -> Proxy | None:
     except ValueError:  # of requests' InvalidURL and LocationParseError, too
         raise ConfigError(f"{which} cannot be read: {hint}") from None
     if url.scheme.lower() != "http":
-        raise ConfigError(f"{which} is of the kind {shown(url.scheme)}, which cannot be used: {hint}")
+        raise ConfigError(f"{which} has the scheme {shown(url.scheme)}, which is not supported: {hint}")
     if not host:
         raise ConfigError(f"{which} cannot be read: {hint}")
     authorization = None

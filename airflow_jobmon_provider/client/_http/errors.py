@@ -27,7 +27,7 @@ from airflow_jobmon_provider.client.redaction import (
 
 
 def translate(error: Exception) -> JobmonError | None:
-    """Return what an error of somebody else's requester means in this client's terms; None: not known.
+    """Return what an error of another requester means in this client's terms; None: not known.
 
     The requester passed in may be Jobmon's own, whose exceptions have the names of ours in another package;
     it keeps the HTTP status only in its message ("… status code 404 from …").
@@ -107,7 +107,7 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_L
 _RENEW = "the server's administrator has to renew it"
 
 _ADVICE = {
-    9: "its time is still to come: are the clocks right?",
+    9: "it is not valid yet: are the clocks right?",
     10: _RENEW,
     62: "connect to a host that the certificate names",
     64: "connect to a host that the certificate names",

@@ -27,12 +27,12 @@ REST = 60.0
 """Seconds in which nothing is sent this way after a reply that was not understood: who does not talk plainly
 would be asked everything twice."""
 
-# How a request is framed, which is our business: whoever sets one of these gets aiohttp for everything.
+# How a request is framed, which is our business: if a connection sets one of these, aiohttp sends it all.
 _FRAMING = {"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"}
 _NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
 _VALUE = re.compile(r"[ -~\t]*")
 
-# Every line of a head, so that there is none which somebody else would read differently.
+# Every line of a head, so that no proxy or server reads one of them differently.
 _HEAD = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [^\r\n]*\r\n(?:[!#-'*+.^-z|~0-9A-Z-]+:[^\r\n]*\r\n)*")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r\n")
 _UNFIT = re.compile(rb"\r\n(?:transfer|content)-encoding:")
@@ -127,7 +127,7 @@ class _Connection(asyncio.Protocol):
             reply.set_result(response)
 
     def end(self) -> None:
-        """Close at once. Whoever waits for a reply gets None."""
+        """Close at once. A request that waits for a reply gets None."""
         self.ended = True
         self._answer(None)
         self._transport.abort()

@@ -85,7 +85,9 @@ class Outage:
         except (ServerFailure, ServerUnreachable) as error:
             if self._since is None and self._tries_on:
                 self._since = self._clock()
-                yield Note(logging.WARNING, f"{self._subject}: Jobmon does not answer, trying on: {error}")
+                yield Note(
+                    logging.WARNING, f"{self._subject}: Jobmon is not answering; will keep trying: {error}"
+                )
             self._failed(error)
             return None
         except WorkflowRunNotFound as error:
@@ -95,7 +97,7 @@ class Outage:
             return None
         if self._since is not None:
             seconds = self._clock() - self._since
-            yield Note(logging.WARNING, f"{self._subject}: Jobmon answers again after {seconds:.0f} s")
+            yield Note(logging.WARNING, f"{self._subject}: Jobmon is answering again after {seconds:.0f} s")
         self.error = self._since = None
         self.failures = 0
         return reply

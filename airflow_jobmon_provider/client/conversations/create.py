@@ -42,7 +42,7 @@ def create_run(
     :param timeout: seconds after which to give up. No request lasts longer, but each has a second at least.
     :param perhaps_lost: an earlier try of the same task may have lost a run: wait for one that is in the way.
     :param clock: monotonic seconds.
-    :raises WorkflowBusy: somebody else has a run of the workflow, or still has at the time-out.
+    :raises WorkflowBusy: another client has a run of the workflow, or still has one at the time-out.
     :raises WorkflowNotResumable: refused for another reason; final.
     :raises ServerFailure, ServerUnreachable: the server did not answer until the time-out.
     """
@@ -69,7 +69,10 @@ def create_run(
             perhaps_lost = perhaps_lost or error.processed
             if not failed:
                 failed = True
-                yield Note(logging.WARNING, f"workflow {workflow_id}: creating a run, trying on: {error}")
+                yield Note(
+                    logging.WARNING,
+                    f"workflow {workflow_id}: its next run cannot be created yet; will keep trying: {error}",
+                )
         elapsed = clock() - started
         if elapsed >= timeout:
             raise (yield from _with_owner(workflow_id, problem, end, clock)) from None

@@ -89,8 +89,8 @@ class ProgressWatch:
         except JobmonError as error:
             if not self._told:
                 self._told = True
-                text = f"workflow {self._workflow_id}: its tasks could not be counted, going on: {error}"
-                yield Note(logging.INFO, text)
+                what = f"workflow {self._workflow_id}: its tasks could not be counted"
+                yield Note(logging.INFO, f"{what}; the watch goes on: {error}")
         else:
             if counts != self._counts:
                 if self._counts is None or str(counts) != str(self._counts):

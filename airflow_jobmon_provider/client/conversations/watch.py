@@ -292,7 +292,7 @@ class _Watch:
                 yield Note(logging.INFO, text)
             else:
                 self.unknown += (seen.value,)
-                yield Note(logging.WARNING, f"{text}; watching on")
+                yield Note(logging.WARNING, f"{text}; will keep watching")
 
     def _warn_of_a_slow_start(self) -> Conversation[None]:
         warn_after = pacing.startup_warning(self.startup_timeout)
@@ -371,8 +371,8 @@ class _Watch:
     def _not_begun(self, stuck: RunStatus | None, then: str) -> str:
         return (
             f"workflow run {self.workflow_run_id}: its executor had it for {self._starting_for():.0f} s and"
-            f" did not begin (it was {stuck}), {then}. See whether the executor is alive on its cluster, or"
-            f" allow more with startup_timeout"
+            f" did not start it (it was {stuck}), {then}. Check whether the executor is alive on its cluster,"
+            f" or allow more time with startup_timeout"
         )
 
     def _pause(self) -> float:
@@ -440,7 +440,7 @@ def _of_a_young_run(call: Call[RunStatus], last: RunStatus | None) -> Conversati
 
 
 def ended(workflow_run_id: int, status: RunStatus) -> RunEnd:
-    """Return what a terminal status means for whoever waits for the run."""
+    """Return what a terminal status means for a task that waits for the run."""
     outcome = RunOutcome.DONE if status is RunStatus.DONE else RunOutcome.FAILED
     return RunEnd(outcome, status, f"workflow run {workflow_run_id} ended {status}: {status.meaning}")
 

@@ -37,7 +37,7 @@ def unexpected(what: str, reply: Any) -> UnreadableReply:
 def read_object(reply: Any) -> dict[str, Any]:
     """Return a JSON object.
 
-    :raises UnreadableReply: it is none.
+    :raises UnreadableReply: it is not an object.
     """
     if not isinstance(reply, dict):
         raise unexpected("a JSON object", reply)
@@ -75,7 +75,7 @@ def is_id(value: Any) -> bool:
 
 
 def read_name(reply: Any, key: str) -> str:
-    """Return a name, which somebody has chosen and is going to be shown, as one short line."""
+    """Return a name, which a user has chosen and which is going to be shown, as one short line."""
     return excerpt(read_key(reply, key, str), _NAME_LENGTH)
 
 
@@ -90,4 +90,4 @@ def read_run_status(reply: Any) -> RunStatus:
     try:
         return read_status(code)
     except ValueError:
-        raise UnreadableReply(f"{excerpt(code)!r} is no status of a workflow run") from None
+        raise UnreadableReply(f"{excerpt(code)!r} is not a status of a workflow run") from None

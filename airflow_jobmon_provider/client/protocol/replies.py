@@ -22,7 +22,7 @@ class Resumability:
 
 @dataclass(frozen=True, slots=True)
 class CreatedRun:
-    """Reply of ``POST /workflow_run``: a new run, which is LINKING and owned by whoever asked for it."""
+    """Reply of ``POST /workflow_run``: a new run, LINKING, of the client that asked for it."""
 
     workflow_run_id: int
     status: RunStatus

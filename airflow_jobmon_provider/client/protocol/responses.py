@@ -172,10 +172,10 @@ def advice_on(code: int, said: str) -> str:
     if code != 404:
         return ""
     if said.startswith("This route does not exist"):
-        return f"; so answers Jobmon before 3.4: {TOO_OLD}, or check the address and the route prefix"
+        return f"; Jobmon before 3.4 answers like this: {TOO_OLD}, or check the address and the route prefix"
     if _NO_ROUTE.search(said):
         return "; check the address and the route prefix (/api/v3; /api/v2 on Jobmon 3.4.8)"
-    return "; that is no answer of Jobmon's: check the address and the route prefix"
+    return "; Jobmon does not answer like this: check the address and the route prefix"
 
 
 def text_of(value: Any) -> str:

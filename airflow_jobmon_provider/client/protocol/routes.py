@@ -157,7 +157,7 @@ def create_workflow_run(workflow_id: int, user: str, next_report_increment: floa
         refused=WorkflowBusy(
             f"workflow {workflow_id} has a run that an executor has taken and not begun (INSTANTIATED or"
             " LAUNCHED); wait for its end, or, if that executor is dead, have the run's status set to E,"
-            " which Jobmon's reaper does not do. So it stands"
+            " which Jobmon's reaper does not do. Refused"
         ),
         idempotent=False,
     )
