@@ -41,6 +41,8 @@ _READ_AGAIN_AFTER = 30.0  # seconds
 _READING_TIMEOUT = 60.0  # seconds; Airflow's own client gives its API that long for a few tries
 _LOOK_TIMEOUT = 5.0  # seconds that a look at the connection may delay a request in an outage
 
+_TRANSPORT = ("client.async_renewing", "RenewingAsyncRequester")
+
 
 class _Readings:
     """The readings of one connection by all hooks of an event loop: at most one is under way at a time."""
@@ -90,15 +92,19 @@ class _Readings:
         return self._started >= asked - max_age
 
 
-async def _import_transport() -> Any:
-    """Return the class of the asyncio transport."""
-    name = "airflow_jobmon_provider.client.async_renewing"
+async def _imported(module: str, *names: str) -> Any:
+    """Return what a module defines, which is imported without blocking the event loop.
+
+    :param module: its path below the package.
+    :param names: of what it defines, last defined last.
+    """
+    path = f"airflow_jobmon_provider.{module}"
     # While another thread is importing it, the module is there, and what is in it is not.
-    make = getattr(sys.modules.get(name), "RenewingAsyncRequester", None)
-    if make is None:
+    if not hasattr(sys.modules.get(path), names[-1]):
         # The first import of aiohttp takes hundreds of milliseconds, which are not the event loop's.
-        make = (await asyncio.to_thread(importlib.import_module, name)).RenewingAsyncRequester
-    return make
+        await asyncio.to_thread(importlib.import_module, path)
+    found = [getattr(sys.modules[path], name) for name in names]
+    return found if len(found) > 1 else found[0]
 
 
 _readings: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Readings]] = WeakKeyDictionary()
@@ -173,10 +179,10 @@ class JobmonHook(BaseHook):
         from airflow.providers.common.compat.connection import get_async_connection
         from airflow.providers.common.compat.sdk import Connection
 
-        from airflow_jobmon_provider.hooks.connection import server_of_connection, server_without_connection
-
         # Once for all triggers that wait for this reading, as each of them needs the transport next.
-        await _import_transport()
+        await _imported(*_TRANSPORT)
+        names = ("server_without_connection", "server_of_connection")
+        server_without_connection, server_of_connection = await _imported("hooks.connection", *names)
         # Before Airflow 3.3.2 the asynchronous accessors told the supervisor by a synchronous call what is to
         # be hidden from the logs, which locks the event loop up (apache/airflow 50185, 66412). Only a thread
         # of asgiref's finds its way back to the loop of a triggerer of those versions.
@@ -243,7 +249,7 @@ class JobmonHook(BaseHook):
         :raises ConfigError: the connection is malformed.
         """
         server = await self.aserver()
-        make = await _import_transport()
+        make = await _imported(*_TRANSPORT)
         requester: AsyncRequester = make(server.settings, self._arenew)
         return requester
 

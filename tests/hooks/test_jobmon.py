@@ -432,3 +432,53 @@ assert len({type(made) for made in asyncio.run(main())}) == 1
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
+
+
+def test_the_first_connection_of_a_process_imports_nothing_in_the_event_loop(
+    connection: Callable[..., None],
+) -> None:
+    script = """
+import asyncio
+import sys
+import threading
+from airflow_jobmon_provider.hooks.jobmon import JobmonHook
+
+seen = {}
+
+class Watcher:
+    def find_spec(self, name, path=None, target=None):
+        seen[name] = threading.current_thread() is threading.main_thread()
+
+async def connect():
+    sys.meta_path.insert(0, Watcher())
+    await JobmonHook().get_async_conn()
+
+asyncio.run(connect())
+assert "airflow_jobmon_provider.hooks.connection" in seen and "aiohttp" in seen
+print([name for name, in_loop in seen.items() if in_loop and name.startswith(("airflow_jobmon", "aiohttp"))])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+async def test_triggers_that_waited_for_a_reading_go_on_one_at_a_time(
+    connection: Callable[..., None],
+) -> None:
+    """All in one turn of the event loop, thousands of them would block it."""
+    turn = 0
+    went_on: list[int] = []
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def trigger() -> None:
+        await JobmonHook().aserver()
+        went_on.append(turn)
+
+    counting = asyncio.create_task(count_turns())
+    await asyncio.gather(*(trigger() for _ in range(20)))
+    counting.cancel()
+    assert len(set(went_on)) == 20
