@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from dev.launcher import Child, free_ports
+from dev.launcher import BUSY, Child, free_ports
 
 FINAL = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 T = TypeVar("T")
@@ -214,7 +214,9 @@ class AirflowStack:
 
     def _run(self, arguments: list[str]) -> str:
         command = [self._python, *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=BUSY * 120
+        )
         if done.returncode:
             raise AirflowStackError(
                 f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
@@ -450,7 +452,11 @@ class AirflowStack:
     def _until(
         self, condition: Callable[[], T | None], timeout: float, what: str, state: Callable[[], object] = str
     ) -> T:
-        """Poll until a condition holds; a time-out says what was waited for and what was logged."""
+        """Poll until a condition holds; a time-out says what was waited for and what was logged.
+
+        :param timeout: seconds that it may take on a quiet machine; it has ``BUSY`` times as long.
+        """
+        timeout *= BUSY
         deadline = time.monotonic() + timeout
         while not (result := condition()):
             if time.monotonic() > deadline:

@@ -28,16 +28,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dev.launcher import Child, free_ports
+from dev.launcher import BUSY, Child, free_ports
 
 T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE / "jobmon_constraints.txt"
 # Pre-releases: pip takes them only by exact version (docs/protocol.md, "Run a real one").
 PACKAGES = ("jobmon_server==3.4.8.dev3", "jobmon_core==3.4.8", "jobmon_client==3.4.3.dev3")
-BUSY = 3
-"""How many times as long as on a quiet machine a thing may take on a busy one."""
-
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

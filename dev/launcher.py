@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+BUSY = 3
+"""How many times as long as on a quiet machine a thing may take on a busy one."""
 
 GRACE = 3.0  # seconds that a process has to end by itself when it is stopped
 
@@ -93,12 +97,26 @@ class Child:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return loopback ports that nobody listens on just now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return loopback ports that no process listens on just now.
+
+    They are below those that the system hands out by itself: one of these might be another process's by the
+    time that ours binds it.
+    """
+    chosen: list[int] = []
+    while len(chosen) < count:
+        port = random.SystemRandom().randrange(10_000, _first_port_of_the_system())
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in chosen:
+                chosen.append(port)
+    return chosen
+
+
+def _first_port_of_the_system() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 32_768
 
 
 # The launcher's side

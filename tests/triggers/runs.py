@@ -9,7 +9,8 @@ from typing import Any
 
 from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
-from dev.jobmon_sandbox import BUSY, JobmonSandbox, SeenRequest
+from dev.jobmon_sandbox import JobmonSandbox, SeenRequest
+from dev.launcher import BUSY
 
 
 def beats(sandbox: JobmonSandbox, run: int | None) -> list[SeenRequest]:
