@@ -69,14 +69,16 @@ def create_run(
             perhaps_lost = perhaps_lost or error.processed
             if not failed:
                 failed = True
-                yield Note(
-                    logging.WARNING,
-                    f"workflow {workflow_id}: its next run cannot be created yet; will keep trying: {error}",
-                )
+                yield _not_created_yet(workflow_id, error)
         elapsed = clock() - started
         if elapsed >= timeout:
             raise (yield from _with_owner(workflow_id, problem, end, clock)) from None
         yield Pause(max(min(pacing.resume_pause(elapsed, uniform), timeout - elapsed), 0.001))
+
+
+def _not_created_yet(workflow_id: int, error: JobmonError) -> Note:
+    text = f"workflow {workflow_id}: its next run cannot be created yet; will keep trying: {error}"
+    return Note(logging.WARNING, text)
 
 
 def _waiting_for_a_run(workflow_id: int, left: float) -> Note:
