@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,21 +16,44 @@ from airflow_jobmon_provider.client.conversations import (
 )
 from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.execution.environment import executor_environment, find_python
 from airflow_jobmon_provider.execution.executor import Exit
-from airflow_jobmon_provider.execution.process import ExecutorEnded
+from airflow_jobmon_provider.execution.process import Execution, ExecutorEnded, executor_command
 from airflow_jobmon_provider.operators._attempt import EXECUTOR_GRACE
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.conversations import Conversation, RunEnd
     from airflow_jobmon_provider.client.heartbeat import Heartbeat
-    from airflow_jobmon_provider.execution.process import Execution
     from airflow_jobmon_provider.hooks.jobmon import JobmonHook
     from airflow_jobmon_provider.operators._decided import OwnRun
     from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
+    from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
+
+
+def executor_starter(
+    operator: CreateWorkflowRunOperator, hook: JobmonHook, heartbeat: Heartbeat
+) -> Callable[[int, int], Execution] | None:
+    """Return what starts our own executor, given a workflow's id and its run's; None: none is wanted.
+
+    :param operator: its parameters say what is wanted.
+    :param hook: the connection.
+    :param heartbeat: the run's.
+    :raises ConfigError: Jobmon's client is not there, or cannot reach the server.
+    """
+    cluster_name = operator.cluster_name
+    if cluster_name is None:
+        return None
+    python = find_python(operator.jobmon_python or hook.server.jobmon_python)
+    environment = executor_environment(hook.server.settings, heartbeat)
+
+    def start(workflow_id: int, run: int) -> Execution:
+        return Execution(executor_command(python, workflow_id, run, cluster_name), environment, operator.log)
+
+    return start
 
 
 class Watcher:
-    """Watches a run from this process.
+    """Watches a run in this process, or has a trigger do the same.
 
     :param operator: its parameters say what is wanted.
     :param hook: the connection.
@@ -97,6 +121,28 @@ class Watcher:
                 status,
             )
         return status, KeepAlive.NEVER
+
+    def trigger(self) -> WorkflowRunHeartbeatTrigger:
+        """Return what watches the run in the triggerer, as :meth:`wait` does here."""
+        from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
+
+        operator, own = self._operator, self._own
+        return WorkflowRunHeartbeatTrigger(
+            workflow_run_id=self._run,
+            jobmon_conn_id=own.jobmon_conn_id,
+            workflow_run_heartbeat_interval=self._heartbeat.interval,
+            heartbeat_report_by_buffer=self._heartbeat.buffer,
+            keep_alive=operator.keep_alive,
+            poll_interval=operator.poll_interval,
+            handoff_deadline=own.created_at + operator.handoff_timeout,
+            deadline=own.deadline,  # Airflow's own time does not pass while a task is deferred
+            owned=True,
+            created_at=own.created_at,
+            workflow_id=own.workflow_id,
+            cancel_on_kill=own.cancel_on_kill,
+            startup_timeout=operator.startup_timeout,
+            server=own.server,
+        )
 
     def _watch(self, keep_alive: KeepAlive, status: RunStatus | None) -> Conversation[RunEnd]:
         operator, own = self._operator, self._own

@@ -12,8 +12,8 @@ in modules that only a running task imports:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,14 +32,11 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_jobmon_provider.client.conversations import RunEnd
-    from airflow_jobmon_provider.client.heartbeat import Heartbeat
     from airflow_jobmon_provider.client.protocol import TaskCounts
-    from airflow_jobmon_provider.execution.process import Execution
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._decided import OwnRun, Resume
     from airflow_jobmon_provider.operators._watcher import Watcher
     from airflow_jobmon_provider.triggers.events import ResumableEvent, RunEvent
-    from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
 _KEEP_ALIVE = (KeepAlive.UNTIL_BOUND.value, KeepAlive.UNTIL_DONE.value)
 
@@ -314,7 +311,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         from airflow_jobmon_provider.operators._attempt import Attempt
         from airflow_jobmon_provider.operators._beginning import Beginning
         from airflow_jobmon_provider.operators._retry import RunMemory
-        from airflow_jobmon_provider.operators._watcher import Watcher
+        from airflow_jobmon_provider.operators._watcher import Watcher, executor_starter
         from airflow_jobmon_provider.triggers.events import RunEvent
 
         workflow_id = positive_id("workflow_id", self.workflow_id)
@@ -326,7 +323,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 self.workflow_run_heartbeat_interval,
                 self.heartbeat_report_by_buffer,
             )
-            start_executor = self._own_executor(hook, workflow_id, heartbeat)  # fails before there is a run
+            start_executor = executor_starter(self, hook, heartbeat)  # its errors come before there is a run
             server = hook.server.settings.service_url
             attempt.memory = memory = RunMemory(context, workflow_id, server, self.log)
             beginning = Beginning(self, attempt, hook, memory)
@@ -341,30 +338,12 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 watcher = Watcher(self, hook, own, heartbeat)
                 if start_executor is not None and status is RunStatus.LINKING:
                     with attempt.waiting():
-                        attempt.execution = start_executor(run)
+                        attempt.execution = start_executor(workflow_id, run)
                         end = watcher.wait_for(attempt.execution)
                 else:
-                    end = self._wait(attempt, watcher, own, status, heartbeat)
+                    end = self._wait(attempt, watcher, own, status)
                 attempt.settled = end.status is not None and end.status.is_terminal
         return self._finish(context, attempt, own, RunEvent.of(end, run, workflow_id), hook)
-
-    def _own_executor(
-        self, hook: JobmonHook, workflow_id: int, heartbeat: Heartbeat
-    ) -> Callable[[int], Execution] | None:
-        """Return what starts our own executor for a run; None: another one is to execute it."""
-        cluster_name = self.cluster_name
-        if cluster_name is None:
-            return None
-        from airflow_jobmon_provider.execution.environment import executor_environment, find_python
-        from airflow_jobmon_provider.execution.process import Execution, executor_command
-
-        python = find_python(self.jobmon_python or hook.server.jobmon_python)
-        environment = executor_environment(hook.server.settings, heartbeat)
-
-        def start(run: int) -> Execution:
-            return Execution(executor_command(python, workflow_id, run, cluster_name), environment, self.log)
-
-        return start
 
     def _push_ids(self, context: Context, hook: JobmonHook, own: OwnRun) -> None:
         assert own.workflow_id is not None
@@ -372,9 +351,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         context["ti"].xcom_push(key="workflow_run_id", value=own.workflow_run_id)
         JobmonWorkflowLink().store(context, hook.server.gui_url, own.workflow_id)
 
-    def _wait(
-        self, attempt: Attempt, watcher: Watcher, own: OwnRun, status: RunStatus, heartbeat: Heartbeat
-    ) -> RunEnd:
+    def _wait(self, attempt: Attempt, watcher: Watcher, own: OwnRun, status: RunStatus) -> RunEnd:
         """Wait here or in the triggerer for the end of a run that another executor than ours executes."""
         from airflow_jobmon_provider.client.conversations import ended
 
@@ -388,28 +365,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         with attempt.waiting():
             if not self.deferrable:
                 return watcher.wait(status)
-            trigger = self._trigger(own, heartbeat)
+            trigger = watcher.trigger()
         return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
-
-    def _trigger(self, own: OwnRun, heartbeat: Heartbeat) -> WorkflowRunHeartbeatTrigger:
-        from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
-
-        return WorkflowRunHeartbeatTrigger(
-            workflow_run_id=own.workflow_run_id,
-            jobmon_conn_id=own.jobmon_conn_id,
-            workflow_run_heartbeat_interval=heartbeat.interval,
-            heartbeat_report_by_buffer=heartbeat.buffer,
-            keep_alive=self.keep_alive,
-            poll_interval=self.poll_interval,
-            handoff_deadline=own.created_at + self.handoff_timeout,
-            deadline=own.deadline,  # Airflow's own time does not pass while a task is deferred
-            owned=True,
-            created_at=own.created_at,
-            workflow_id=own.workflow_id,
-            cancel_on_kill=own.cancel_on_kill,
-            startup_timeout=self.startup_timeout,
-            server=own.server,
-        )
 
     def come_back(
         self, context: Context, event: dict[str, Any] | None = None, own: dict[str, Any] | None = None
@@ -435,25 +392,18 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 " to have it look again"
             )
         from airflow_jobmon_provider.operators._attempt import Attempt
+        from airflow_jobmon_provider.operators._decided import OwnRun
         from airflow_jobmon_provider.triggers.events import RunEvent
 
         kept = self._attempt.kept if self._attempt is not None else {}  # as come_back was told
         attempt = self._attempt = Attempt(context, self.log, kept)
         ended = RunEvent.read(event)
-        own = self._own_after_deferral(ended, kept)
+        # An older version kept nothing, so the operator's own parameters are all there is.
+        known = {"jobmon_conn_id": self.jobmon_conn_id, "cancel_on_kill": self.cancel_on_kill, **kept}
+        own = OwnRun.after_deferral(ended, known)
         hook = JobmonHook(own.jobmon_conn_id)
         with attempt.heeding_on_kill(), attempt.looking_after(own, hook):
             return self._finish(context, attempt, own, ended, hook)
-
-    def _own_after_deferral(self, event: RunEvent, kept: Mapping[str, Any]) -> OwnRun:
-        from airflow_jobmon_provider.operators._decided import OwnRun
-
-        known = {"jobmon_conn_id": self.jobmon_conn_id, "cancel_on_kill": self.cancel_on_kill, **kept}
-        for key in ("workflow_run_id", "workflow_id", "server"):  # the trigger's word comes first
-            said = getattr(event, key)
-            known[key] = kept.get(key) if said is None else said
-        names = {field.name for field in fields(OwnRun)}
-        return OwnRun(**{name: value for name, value in known.items() if name in names})
 
     def _finish(
         self, context: Context, attempt: Attempt, own: OwnRun, event: RunEvent, hook: JobmonHook
