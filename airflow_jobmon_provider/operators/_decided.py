@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_jobmon_provider.triggers.events import RunEvent
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,17 @@ class OwnRun:
     cancel_on_kill: bool
     created_at: float = 0.0
     deadline: float | None = None
+
+    @classmethod
+    def after_deferral(cls, event: RunEvent, kept: Mapping[str, Any]) -> OwnRun:
+        """Return the run with which a task comes back.
+
+        :param event: the trigger's. Its word comes first.
+        :param kept: what was known before the deferral; what a newer version has kept besides is left out.
+        """
+        known = dict(kept)
+        for key in ("workflow_run_id", "workflow_id", "server"):
+            said = getattr(event, key)
+            known[key] = kept.get(key) if said is None else said
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in known.items() if name in names})

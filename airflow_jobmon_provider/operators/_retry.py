@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.settings import same_server
 from airflow_jobmon_provider.client.validation import positive_id
 
@@ -183,6 +183,31 @@ def next_step(status: RunStatus, *, cleared: bool, cancel_on_kill: bool, resume_
     if status is RunStatus.ABORTED:
         return Step.CREATE  # no executor ever had it, so there is nothing to resume
     return Step.RESUME if resume_on_retry else Step.FAIL
+
+
+class Preparation(Enum):
+    """What a retry does before it creates a run, where Airflow remembers no run of an earlier try."""
+
+    NOTHING = "nothing: the workflow's tasks are ready"
+    WARN = "warn that failed tasks are not reset"
+    RESUME = "resume the workflow, once no run of it is alive"
+    FAIL = "report that the workflow is DONE"
+
+
+def preparation(status: str | None, *, resume_on_retry: bool) -> Preparation:
+    """Return what a retry does before it creates a run, where Airflow remembers no run of an earlier try.
+
+    :param status: what the workflow is now; None: the server does not tell.
+    :param resume_on_retry: a retry resumes the workflow if its last run ended badly.
+    """
+    if status == WorkflowStatus.DONE:
+        return Preparation.FAIL
+    if not resume_on_retry:
+        return Preparation.WARN
+    # A run that is LINKING has its tasks ready, and is waited for when the next one is created.
+    if status is None or status == WorkflowStatus.REGISTERING:
+        return Preparation.NOTHING
+    return Preparation.RESUME
 
 
 def _number(value: Any) -> int | None:

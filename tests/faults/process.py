@@ -18,7 +18,10 @@ from airflow_jobmon_provider.client.requester import ask
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 
 EPOCH = 1_700_000_000.0  # when the machine's clock was 0
-READ_THE_TIME = ("operators.jobmon", "operators._retry", "triggers.jobmon", "common")
+READ_THE_TIME = (
+    *("operators.jobmon", "operators._attempt", "operators._beginning", "operators._retry"),
+    *("operators._watcher", "triggers.jobmon", "task.limits"),
+)
 
 
 class Killed(BaseException):

@@ -399,7 +399,8 @@ class TaskMachine(Interleavings):
 
         def handle() -> None:
             operator.on_kill()
-            attempt.has_heeded_it = operator._settled  # else it was amid something else, and heeds it later
+            # Else it was amid something else, and heeds it later.
+            attempt.has_heeded_it = operator._attempt is not None and operator._attempt.settled
 
         self.go_on(talk, partial(talk.conversation.interrupt, handle))
 
@@ -569,7 +570,8 @@ class TaskMachine(Interleavings):
             if attempt.told_to_end == "running" and row.status in LIVE:
                 self.saw("a drained worker let its run go")
         elif self.is_at_home(talk, attempt):
-            looked_only = attempt.operator is not None and attempt.operator._own is None
+            ours = attempt.operator._attempt if attempt.operator is not None else None
+            looked_only = attempt.operator is not None and (ours is None or ours.own is None)
             by = (
                 "a user ended a retry that looked at its run"
                 if looked_only

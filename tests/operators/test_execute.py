@@ -58,8 +58,8 @@ def execute(
 
     yield make
     for operator in made:
-        if operator._execution is not None:
-            for pid in group_members(operator._execution._process.pid):
+        if operator._attempt is not None and operator._attempt.execution is not None:
+            for pid in group_members(executor_pid(operator)):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -86,8 +86,9 @@ class Background:
 
 
 def executor_pid(operator: CreateWorkflowRunOperator) -> int:
-    assert operator._execution is not None
-    return operator._execution._process.pid
+    assert operator._attempt is not None
+    assert operator._attempt.execution is not None
+    return operator._attempt.execution._process.pid
 
 
 def wait_until_running(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> int:
@@ -342,7 +343,7 @@ def test_an_executor_outlives_an_outage_in_which_its_task_is_told_to_end(
     state: str,
     cancel: bool,
 ) -> None:
-    monkeypatch.setattr("airflow_jobmon_provider.operators.jobmon.ON_KILL_TIMEOUT", 0.5)
+    monkeypatch.setattr("airflow_jobmon_provider.operators._attempt.ON_KILL_TIMEOUT", 0.5)
     connection(extra={"request_timeout": 0.5})
     workflow = failed(tasks=1, waits=True)
     operator = execute(workflow, cancel_on_kill=cancel)

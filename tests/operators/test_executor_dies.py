@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
+from airflow_jobmon_provider.execution.process import Execution
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.airflow_task import Ended, run_task
@@ -76,6 +77,10 @@ class Task:
         assert not self._thread.is_alive()
 
     @property
+    def execution(self) -> Execution | None:
+        return self.operator._attempt.execution if self.operator._attempt is not None else None
+
+    @property
     def run(self) -> int:
         return self.sandbox.runs(self.workflow.workflow_id)[-1][0]
 
@@ -98,8 +103,8 @@ def task(sandbox: JobmonSandbox, tmp_path: Path) -> Iterator[Callable[[str], Tas
 
     yield make
     for each in started:
-        if each.operator._execution is not None:
-            for pid in group_members(each.operator._execution._process.pid):
+        if each.execution is not None:
+            for pid in group_members(each.execution._process.pid):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -183,7 +188,7 @@ def test_an_outage_at_the_executors_death_is_outlived_and_nothing_goes_on_meanwh
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     wait_until(lambda: "child " in logged(), 60, "the executor to have the run")
-    execution = watched.operator._execution
+    execution = watched.execution
     assert execution is not None
     sandbox.pause_server()
     try:

@@ -380,7 +380,7 @@ def test_an_abort_that_fails_hides_nothing(
 def test_a_run_that_is_out_of_reach_is_said(
     connection: Callable[..., None], logged: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_jobmon_provider.operators.jobmon.ON_KILL_TIMEOUT", 0.5)
+    monkeypatch.setattr("airflow_jobmon_provider.operators._attempt.ON_KILL_TIMEOUT", 0.5)
     connection("http://127.0.0.1:9")
     event = {"status": "timeout", "workflow_run_id": 5, "workflow_run_status": None, "message": "time"}
     context: Any = {"ti": TaskInstance()}

@@ -13,6 +13,7 @@ import pytest
 from airflow.exceptions import AirflowTaskTerminated
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, TaskDeferred
 
+from airflow_jobmon_provider.operators._watcher import Watcher
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from airflow_jobmon_provider.task import state as task_state
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
@@ -285,7 +286,7 @@ def test_airflow_2_ends_the_task_by_an_exception_after_on_kill(
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), AirflowTaskTerminated("terminated")])
 @pytest.mark.parametrize(("state", "left"), [("running", "R"), ("failed", "C"), ("restarting", "C")])
 def test_a_termination_without_on_kill_follows_the_same_rule(
-    sandbox: JobmonSandbox, error: BaseException, state: str, left: str
+    sandbox: JobmonSandbox, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str, left: str
 ) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     task = create(workflow_id)
@@ -294,7 +295,7 @@ def test_a_termination_without_on_kill_follows_the_same_rule(
         move_run(sandbox, last_run(sandbox, workflow_id)[0], "BIOR")
         raise error
 
-    task._watch = terminate  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(Watcher, "_watch", terminate)
     with pytest.raises(type(error)):
         run_task(task, TaskInstance(in_airflow={-1: state}))
     assert last_run(sandbox, workflow_id)[1] == left
@@ -302,7 +303,7 @@ def test_a_termination_without_on_kill_follows_the_same_rule(
 
 @pytest.mark.parametrize(("cancel", "left"), [(True, "C"), (False, "R")])
 def test_a_time_out_is_the_users_limit_though_airflow_says_running(
-    sandbox: JobmonSandbox, cancel: bool, left: str
+    sandbox: JobmonSandbox, monkeypatch: pytest.MonkeyPatch, cancel: bool, left: str
 ) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     task = create(workflow_id, cancel_on_kill=cancel)
@@ -311,7 +312,7 @@ def test_a_time_out_is_the_users_limit_though_airflow_says_running(
         move_run(sandbox, last_run(sandbox, workflow_id)[0], "BIOR")
         raise AirflowTaskTimeout("Timeout, PID: 5")
 
-    task._watch = time_out  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(Watcher, "_watch", time_out)
     with pytest.raises(AirflowTaskTimeout):
         run_task(task)
     task.on_kill()  # as Airflow does then
@@ -357,13 +358,14 @@ def test_only_a_status_that_justifies_it_ends_the_executor(
     cancel: bool,
     fate: str,
 ) -> None:
-    monkeypatch.setattr("airflow_jobmon_provider.operators.jobmon.ON_KILL_TIMEOUT", 0.2)
+    monkeypatch.setattr("airflow_jobmon_provider.operators._attempt.ON_KILL_TIMEOUT", 0.2)
     server = stub({"status": "v2"}, {"workflow_run_id": 5, "status": "L"}, reply)
     connection(server.url, extra={"route_prefix": ""})
     task = create(7, wait_for_completion=False, cancel_on_kill=cancel)
     run_task(task, TaskInstance(in_airflow={-1: state}))
     executor: Any = Executor()
-    task._execution = executor
+    assert task._attempt is not None
+    task._attempt.execution = executor
     task.on_kill()
     assert executor.fate == [fate]
 
@@ -375,17 +377,18 @@ def test_a_time_out_amid_an_outage_lets_the_executor_go_on(
     monkeypatch: pytest.MonkeyPatch,
     cancel: bool,
 ) -> None:
-    monkeypatch.setattr("airflow_jobmon_provider.operators.jobmon.ON_KILL_TIMEOUT", 0.2)
+    monkeypatch.setattr("airflow_jobmon_provider.operators._attempt.ON_KILL_TIMEOUT", 0.2)
     server = stub({"status": "v2"}, {"workflow_run_id": 5, "status": "L"}, Reply(503, b"down"))
     connection(server.url, extra={"route_prefix": ""})
     task = create(7, cancel_on_kill=cancel)
     executor: Any = Executor()
 
     def time_out(*_: object, **__: object) -> None:
-        task._execution = executor
+        assert task._attempt is not None
+        task._attempt.execution = executor
         raise AirflowTaskTimeout("Timeout, PID: 5")
 
-    task._watch = time_out  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(Watcher, "_watch", time_out)
     with pytest.raises(AirflowTaskTimeout):
         run_task(task)
     assert executor.fate == ["let go"]

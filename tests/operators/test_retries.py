@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 
-from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.operators._retry import Step, next_step
+from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
+from airflow_jobmon_provider.operators._retry import Preparation, Step, next_step, preparation
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
 from tests.operators.tasks import create, died_after_creating, last_run
@@ -373,3 +373,16 @@ def test_without_a_clear_no_run_is_stopped(
     step = next_step(status, cleared=False, cancel_on_kill=cancel_on_kill, resume_on_retry=resume_on_retry)
     assert step is not Step.STOP
     assert (step is Step.GO_ON) == (not status.is_terminal or status is RunStatus.DONE)
+
+
+@pytest.mark.parametrize("resume_on_retry", [True, False])
+@pytest.mark.parametrize("status", [None, *WorkflowStatus])
+def test_without_memory_a_workflow_is_resumed_only_where_the_user_wants_it(
+    status: WorkflowStatus | None, resume_on_retry: bool
+) -> None:
+    what = preparation(status, resume_on_retry=resume_on_retry)
+    assert (what is Preparation.FAIL) == (status is WorkflowStatus.DONE)
+    if what is not Preparation.FAIL:
+        ready = status in (None, WorkflowStatus.REGISTERING)
+        wanted = Preparation.NOTHING if ready else Preparation.RESUME
+        assert what is (wanted if resume_on_retry else Preparation.WARN)
