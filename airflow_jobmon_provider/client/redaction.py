@@ -1,4 +1,9 @@
-"""Text from elsewhere, made fit to be shown: short, on one line, without control characters and secrets."""
+"""Text from elsewhere, made fit to be shown: short, on one line, without control characters and secrets.
+
+This is the one place that decides what is hidden (docs/rules.md, rule 7): what stands before the host in any
+address, and whatever a connection's headers hold. ``execution/executor.py``, which runs without this package,
+has the rule about addresses a second time.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +45,13 @@ def excerpt(content: Any, length: int = EXCERPT_LENGTH) -> str:
     if not start.isprintable():
         start = "".join(c if c.isprintable() else " " for c in start)
     line = " ".join(start.split())
-    line = _USERINFO.sub("//***@", line)
+    line = without_userinfo(line)
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def without_userinfo(text: str) -> str:
+    """Return a text with ``***`` in place of login and password in each address that it quotes."""
+    return _USERINFO.sub("//***@", text)
 
 
 def excerpt_of_body(text: str) -> str:

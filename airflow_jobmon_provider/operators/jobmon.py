@@ -561,7 +561,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 if self.cluster_name is not None and status is RunStatus.LINKING:
                     with self._waiting():
                         command = executor_command(python, workflow_id, run, self.cluster_name)
-                        self._execution = Execution(command, environment, self.log)
+                        secrets = hook.server.settings.secrets
+                        self._execution = Execution(command, environment, self.log, secrets)
                         end = self._wait_for_execution(hook, workflow_id, run, heartbeat)
                 else:
                     end = self._wait(hook, own, status, heartbeat)
