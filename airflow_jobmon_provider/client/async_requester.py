@@ -27,7 +27,7 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client._http import errors, lookups
 from airflow_jobmon_provider.client._http.environment import Stamps, Way, way_to
 from airflow_jobmon_provider.client._http.heartbeat_pool import PlainConnections, Prepared
-from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
+from airflow_jobmon_provider.client.conversations import Conversation, Driver, Log, Pause
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ServerUnreachable,
@@ -528,26 +528,16 @@ class AsyncRequester:
         :param log: where its notes go.
         :raises JobmonError: what the conversation raises.
         """
-        try:
-            step: Step = next(conversation)
-            while True:
-                reply: Any = None
-                if isinstance(step, Ask):
-                    try:
-                        reply = await self.ask(step.call, step.timeout)
-                    except JobmonError as error:
-                        step = conversation.throw(error)
-                        continue
-                elif isinstance(step, Pause):
+        with Driver(conversation, log) as driver:
+            for step in driver:
+                if isinstance(step, Pause):
                     await asyncio.sleep(to_tick(step.seconds, asyncio.get_running_loop().time()))
-                else:
-                    log.log(step.level, "%s", step.text)
-                step = conversation.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            conversation.close()
+                    continue
+                try:
+                    driver.reply = await self.ask(step.call, step.timeout)
+                except JobmonError as error:
+                    driver.error = error
+            return driver.result
 
 
 def _cause_of(error: BaseException) -> BaseException:

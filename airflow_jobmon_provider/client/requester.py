@@ -17,10 +17,9 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client._http import errors
 from airflow_jobmon_provider.client._http.deadline import Deadline, DeadlineAdapter
 from airflow_jobmon_provider.client._http.environment import Stamps, way_to
-from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
+from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, carry
 from airflow_jobmon_provider.client.exceptions import (
     CertificateNotTrusted,
-    JobmonError,
     ServerFailure,
     ServerUnreachable,
     UnreadableCertificate,
@@ -313,26 +312,11 @@ def converse(
     :param sleep: waits so many seconds.
     :raises JobmonError: what the conversation raises.
     """
-    try:
-        step: Step = next(conversation)
-        while True:
-            reply: Any = None
-            if isinstance(step, Ask):
-                try:
-                    reply = ask(requester, step.call, tenacious=False, timeout=step.timeout)
-                except JobmonError as error:
-                    step = conversation.throw(error)
-                    continue
-            elif isinstance(step, Pause):
-                sleep(step.seconds)
-            else:
-                log.log(step.level, "%s", step.text)
-            step = conversation.send(reply)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        conversation.close()
+
+    def ask_once(step: Ask) -> Any:
+        return ask(requester, step.call, tenacious=False, timeout=step.timeout)
+
+    return carry(conversation, ask_once, sleep, log)
 
 
 def _read(reply: requests.Response) -> bytes:
