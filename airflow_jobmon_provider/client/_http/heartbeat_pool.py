@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
-from airflow_jobmon_provider.client._http import lookups
+from airflow_jobmon_provider.client._http import errors, lookups
 from airflow_jobmon_provider.client.protocol import Response
 from airflow_jobmon_provider.client.settings import Settings
 
@@ -53,7 +53,9 @@ class Prepared(bytes):
 class ConnectTimeout(asyncio.TimeoutError):
     """No connection within the time-out."""
 
-    never_connected = True
+    def __init__(self) -> None:
+        super().__init__()
+        errors.mark_as_never_connected(self)
 
 
 class _Connection(asyncio.Protocol):
