@@ -76,11 +76,13 @@ class Secrets:
     """What is sent in headers and must not be shown, also where a server sends it back to us.
 
     :param headers: their values are secrets, all of them: nobody can tell which are not.
+    :ivar longest: characters of the longest of them, in whatever form.
     """
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         forms = {form for value in _secrets_of(headers) for form in _forms(value)}
         long_ones = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
+        self.longest = len(long_ones[0]) if long_ones else 0
         self._pattern = re.compile("|".join(map(re.escape, long_ones))) if long_ones else None
 
     def hide(self, text: str) -> str:

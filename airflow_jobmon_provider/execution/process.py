@@ -166,12 +166,18 @@ class Execution:
             *lines, self._unfinished = (self._unfinished + written).split(b"\n")
             for line in lines:
                 self._show(line)
-            if len(self._unfinished) > LONGEST_LINE:
-                self._show(self._unfinished)
-                self._unfinished = b""
+            if len(self._unfinished) > LONGEST_LINE + self._secrets.longest:
+                self._show_beginning()
         if last and self._unfinished:
             self._show(self._unfinished)
             self._unfinished = b""
+
+    def _show_beginning(self) -> None:
+        """Show what has come of a line, but for its end, which may be half a secret."""
+        text = self._secrets.hide(self._unfinished.decode(errors="surrogateescape"))
+        cut = max(len(text) - self._secrets.longest, 0)
+        self._show(text[:cut].encode(errors="surrogateescape"))
+        self._unfinished = text[cut:].encode(errors="surrogateescape")
 
     def _show(self, line: bytes) -> None:
         text = fit_to_show(line, self._secrets)

@@ -80,6 +80,20 @@ def test_the_servers_password_is_not_shown() -> None:
     assert log.lines[2].removeprefix("x" * 3995) == "***"  # where a long line is cut, too
 
 
+def test_a_password_of_which_half_has_come_is_not_shown() -> None:
+    secrets = Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ss word")}).secrets
+    started, log = run(
+        "import os, sys; print('x' * 4100 + 'p@ss w', end='', flush=True);"
+        " os.read(int(sys.argv[-1]), 1); print('ord')",
+        secrets=secrets,
+    )
+    while not log.lines:
+        started.wait(0.1)
+    started._lifeline.send(b"x")
+    finish(started)
+    assert [line.lstrip("x") for line in log.lines] == ["", "***"]
+
+
 def test_a_password_of_a_few_letters_is_hidden_where_an_address_has_it() -> None:
     secrets = Settings(SERVER, headers={"Authorization": basic_authorization("me", "pass")}).secrets
     shown = fit_to_show(b"401 from https://me:pass@jobmon, bypassed", secrets)
