@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from airflow_jobmon_provider.client.conversations import (
     Ask,
     Conversation,
-    Pause,
     ProgressWatch,
+    carry,
     wait_until_resumable,
     watch_run,
 )
@@ -44,20 +44,18 @@ class Clock:
 
     def run(self, conversation: Conversation[T]) -> T:
         """Return the conversation's result."""
-        try:
-            step, reply = next(conversation), None
-            while True:
-                reply = None
-                if isinstance(step, Ask):
-                    self.asked.append((self.now, step.call.route))
-                    self.now += self.latency
-                    reply = step.call.read(self.answer(step.call, self.now))
-                elif isinstance(step, Pause):
-                    self.now += step.seconds
-                step = conversation.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        return carry(conversation, self._reply_to, self._wait, self)
+
+    def log(self, level: int, line: str, /, *args: object) -> None:
+        pass
+
+    def _reply_to(self, ask: Ask) -> Any:
+        self.asked.append((self.now, ask.call.route))
+        self.now += self.latency
+        return ask.call.read(self.answer(ask.call, self.now))
+
+    def _wait(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def _resumable(due: float, call: Call[Any], now: float) -> Any:

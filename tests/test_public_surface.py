@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
 from airflow_jobmon_provider.client import conversations, protocol
+
+PROJECT = Path(__file__).parent.parent
 
 PUBLIC = {
     "client.workflow_run": {"WorkflowRun", "WorkflowRunFactory", "logger"},
@@ -45,3 +49,17 @@ def test_a_package_shows_on_its_face_what_its_modules_define(package: object) ->
         set(face["__all__"]), key=lambda name: (not name.isupper(), not name[0].isupper(), name)
     )
     assert [name for name in face["__all__"] if name not in face] == []
+
+
+@pytest.mark.parametrize("package", ["protocol", "conversations"])
+def test_what_is_outside_of_the_client_imports_from_a_packages_face(package: str) -> None:
+    prefix = f"airflow_jobmon_provider.client.{package}."
+    client = PROJECT / "airflow_jobmon_provider" / "client"
+    deep = [
+        f"{path.relative_to(PROJECT)}: {node.module}"
+        for path in (PROJECT / "airflow_jobmon_provider").rglob("*.py")
+        if client not in path.parents
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(prefix)
+    ]
+    assert deep == []

@@ -27,7 +27,7 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client._http import errors, lookups
 from airflow_jobmon_provider.client._http.environment import Stamps, Way, way_to
 from airflow_jobmon_provider.client._http.heartbeat_pool import PlainConnections, Prepared
-from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
+from airflow_jobmon_provider.client.conversations import Conversation, Driver, Log, Pause
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ServerUnreachable,
@@ -418,10 +418,12 @@ class AsyncRequester:
                 response = await self._exchange(request, pool, deadline)
             finally:
                 lane.leave()
-        except asyncio.TimeoutError as error:
-            raise self._too_late(request, error, limit, lane) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._not_answered(request, error) from None
+        except _NoPlace:
+            reason = f"{lane.places} such requests to this server took all of {limit:g} s, so it was not sent"
+            raise ServerUnreachable(f"{call.verb.upper()} {request.url}: {reason}", processed=False) from None
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            failure, proxy = errors.of_aiohttp(error), self._way.proxy_address
+            raise errors.not_answered(call.verb, request.url, failure, limit=limit, proxy=proxy) from None
         return protocol.decipher(call.verb, request.url, response, self._secrets)
 
     def _prepare(self, call: Call[Any], pool: _Pool) -> _Request:
@@ -464,7 +466,7 @@ class AsyncRequester:
                 return await self._request(connections, request, deadline)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # Perhaps a connection that the server closed while it was idle, which nobody could know.
-                if _never_connected(error) or not _may_be_sent_again(request, error):
+                if errors.never_connected(error) or not _may_be_sent_again(request, error):
                     raise
                 return await self._request(connections, request, deadline)
         finally:
@@ -492,37 +494,9 @@ class AsyncRequester:
             async with session.request(verb, target, trace_request_ctx=sent, **options) as reply:
                 return Response(reply.status, reply.headers, await _read(reply))
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            error.never_connected = not sent  # type: ignore[union-attr]
+            if not sent:
+                errors.mark_as_never_connected(error)
             raise
-
-    def _not_answered(self, request: _Request, error: Exception) -> JobmonError:
-        """Return what it means that a request came to nothing, other than by a time-out."""
-        verb, url, proxy = request.call.verb, request.url, self._proxy
-        connected = not _never_connected(error)
-        if isinstance(error, aiohttp.ClientHttpProxyError):
-            reason = f"the proxy refused: {error.status} {error.message}"
-            return errors.unreachable(verb, url, reason, connected=connected, proxy=proxy)
-        return errors.not_answered(verb, url, _cause_of(error), connected=connected, proxy=proxy)
-
-    def _too_late(
-        self, request: _Request, error: asyncio.TimeoutError, limit: float, lane: _Lane
-    ) -> ServerUnreachable:
-        """Return what a time-out means.
-
-        :param limit: seconds that were given.
-        :param lane: in which the request was, or waited.
-        """
-        verb, url = request.call.verb, request.url
-        if isinstance(error, _NoPlace):
-            reason = f"{lane.places} such requests to this server took all of {limit:g} s, so it was not sent"
-            return ServerUnreachable(f"{verb.upper()} {url}: {reason}", processed=False)
-        connected = not _never_connected(error)
-        reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
-        return errors.unreachable(verb, url, reason, connected=connected, proxy=self._proxy)
-
-    @property
-    def _proxy(self) -> str | None:
-        return None if self._way.proxy is None else self._way.proxy.address
 
     async def converse(self, conversation: Conversation[T], *, log: Log = logger) -> T:
         """Carry a conversation to its end and return its result.
@@ -530,41 +504,21 @@ class AsyncRequester:
         :param log: where its notes go.
         :raises JobmonError: what the conversation raises.
         """
-        try:
-            step: Step = next(conversation)
-            while True:
-                reply: Any = None
-                if isinstance(step, Ask):
-                    try:
-                        reply = await self.ask(step.call, step.timeout)
-                    except JobmonError as error:
-                        step = conversation.throw(error)
-                        continue
-                elif isinstance(step, Pause):
+        with Driver(conversation, log) as driver:
+            for step in driver:
+                if isinstance(step, Pause):
                     await asyncio.sleep(to_tick(step.seconds, asyncio.get_running_loop().time()))
-                else:
-                    log.log(step.level, "%s", step.text)
-                step = conversation.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            conversation.close()
-
-
-def _cause_of(error: BaseException) -> BaseException:
-    """Return what aiohttp's error says that went wrong, of which it may be a mere wrapping."""
-    return getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+                    continue
+                try:
+                    driver.reply = await self.ask(step.call, step.timeout)
+                except JobmonError as error:
+                    driver.error = error
+            return driver.result
 
 
 def _may_be_sent_again(request: _Request, error: Exception) -> bool:
     """Whether a request that failed so may be sent again at once: it changes nothing to have it twice."""
-    return _never_connected(error) or (request.call.idempotent and not request.call.costly)
-
-
-def _never_connected(error: BaseException) -> bool:
-    """Whether no connection was made at all, so that the server cannot have seen the request."""
-    return getattr(error, "never_connected", False)
+    return errors.never_connected(error) or (request.call.idempotent and not request.call.costly)
 
 
 def to_tick(pause: float, now: float) -> float:

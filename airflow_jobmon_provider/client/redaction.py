@@ -1,4 +1,9 @@
-"""Text from elsewhere, made fit to be shown: short, on one line, without control characters and secrets."""
+"""Text from elsewhere, made fit to be shown: short, on one line, without control characters and secrets.
+
+This is the one place that decides what is hidden (docs/rules.md, rule 7): what stands before the host in any
+address, and whatever a connection's headers hold. ``execution/executor.py``, which runs without this package,
+has the rule about addresses a second time.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +45,13 @@ def excerpt(content: Any, length: int = EXCERPT_LENGTH) -> str:
     if not start.isprintable():
         start = "".join(c if c.isprintable() else " " for c in start)
     line = " ".join(start.split())
-    line = _USERINFO.sub("//***@", line)
+    line = without_userinfo(line)
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def without_userinfo(text: str) -> str:
+    """Return a text with ``***`` in place of login and password in each address that it quotes."""
+    return _USERINFO.sub("//***@", text)
 
 
 def excerpt_of_body(text: str) -> str:
@@ -66,11 +76,13 @@ class Secrets:
     """What is sent in headers and must not be shown, also where a server sends it back to us.
 
     :param headers: their values are secrets, all of them: nobody can tell which are not.
+    :ivar longest: characters of the longest of them, in whatever form.
     """
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         forms = {form for value in _secrets_of(headers) for form in _forms(value)}
         long_ones = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
+        self.longest = len(long_ones[0]) if long_ones else 0
         self._pattern = re.compile("|".join(map(re.escape, long_ones))) if long_ones else None
 
     def hide(self, text: str) -> str:

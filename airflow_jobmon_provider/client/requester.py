@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import requests
@@ -17,12 +17,9 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client._http import errors
 from airflow_jobmon_provider.client._http.deadline import Deadline, DeadlineAdapter
 from airflow_jobmon_provider.client._http.environment import Stamps, way_to
-from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, Pause, Step
+from airflow_jobmon_provider.client.conversations import Ask, Conversation, Log, carry
 from airflow_jobmon_provider.client.exceptions import (
-    CertificateNotTrusted,
-    JobmonError,
     ServerFailure,
-    ServerUnreachable,
     UnreadableCertificate,
 )
 from airflow_jobmon_provider.client.protocol import Call, Response, responses
@@ -194,23 +191,9 @@ class Requester:
                 response = Response(reply.status_code, reply.headers, _read(reply))
         # Reading a body as it comes raises urllib3's own errors.
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise self._not_answered(request_type, url, list(_chain(error, handled)), limit) from None
+            failure, proxy = errors.of_requests(error, handled), self._way.proxy_address
+            raise errors.not_answered(request_type, url, failure, limit=limit, proxy=proxy) from None
         return response.status_code, protocol.decipher(request_type, url, response, self._secrets)
-
-    def _not_answered(
-        self, verb: str, url: str, chain: list[BaseException], limit: float
-    ) -> CertificateNotTrusted | ServerUnreachable:
-        """Return what it means that a request came to nothing.
-
-        :param chain: the error, and what it came from, the innermost at the end.
-        :param limit: seconds that the request had.
-        """
-        connected = not any(getattr(error, "never_connected", False) for error in chain)
-        proxy = None if self._way.proxy is None else self._way.proxy.address
-        if isinstance(chain[-1], TimeoutError) or isinstance(chain[0], requests.exceptions.Timeout):
-            reason = f"no {'reply' if connected else 'connection'} within {limit:g} s"
-            return errors.unreachable(verb, url, reason, connected=connected, proxy=proxy)
-        return errors.not_answered(verb, url, chain[-1], connected=connected, proxy=proxy)
 
     def _read_files(self) -> None:
         """Read the CA bundle and the client certificate, at first, and whenever they have been renewed.
@@ -315,26 +298,11 @@ def converse(
     :param sleep: waits so many seconds.
     :raises JobmonError: what the conversation raises.
     """
-    try:
-        step: Step = next(conversation)
-        while True:
-            reply: Any = None
-            if isinstance(step, Ask):
-                try:
-                    reply = ask(requester, step.call, tenacious=False, timeout=step.timeout)
-                except JobmonError as error:
-                    step = conversation.throw(error)
-                    continue
-            elif isinstance(step, Pause):
-                sleep(step.seconds)
-            else:
-                log.log(step.level, "%s", step.text)
-            step = conversation.send(reply)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        conversation.close()
+
+    def ask_once(step: Ask) -> Any:
+        return ask(requester, step.call, tenacious=False, timeout=step.timeout)
+
+    return carry(conversation, ask_once, sleep, log)
 
 
 def _read(reply: requests.Response) -> bytes:
@@ -345,15 +313,3 @@ def _read(reply: requests.Response) -> bytes:
         if len(body) > responses.MAX_REPLY_BYTES:
             break
     return bytes(body)
-
-
-def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
-    """Give an error and what it came from: requests and urllib3 wrap ``Connection refused`` in three layers.
-
-    :param handled: what was being handled when the request began, to which Python links whatever is raised
-        meanwhile, and which has nothing to do with it.
-    """
-    inner: BaseException | None = error
-    while inner is not None and inner is not handled:
-        yield inner
-        inner = inner.__context__

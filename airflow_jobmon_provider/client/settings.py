@@ -31,7 +31,10 @@ million of them take half a minute where nothing else is to be done (docs/protoc
 
 _SHORTEST_TIMEOUT = 0.001  # 0 means "for ever" to aiohttp, and "do not wait" to a socket
 
-_HEADER_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
+HEADER_NAME = r"[!#-'*+.^-z|~0-9A-Z-]+"
+"""Pattern of the name of a header, for text and for bytes."""
+
+_HEADER_NAME = re.compile(HEADER_NAME)
 _HOST_AND_PORT = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 
 
@@ -182,13 +185,19 @@ def _check_headers(headers: Mapping[str, str]) -> None:
     :raises ConfigError: they cannot.
     """
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"{shown(name)} is not a valid header name")
-        if not (value.isascii() and value.isprintable()):
-            hint = " (the password or token?)" if name == "Authorization" else ""
-            raise ConfigError(
-                f"the value of header {name}{hint} has a line break or a character not in ASCII"
-            )
+        problem = header_problem(name, value)
+        if problem:
+            raise ConfigError(problem)
+
+
+def header_problem(name: str, value: str) -> str | None:
+    """Return why a header cannot be sent, without its value; None: it can."""
+    if not _HEADER_NAME.fullmatch(name):
+        return f"{shown(name)} is not a valid header name"
+    if not (value.isascii() and value.isprintable()):
+        hint = " (the password or token?)" if name == "Authorization" else ""
+        return f"the value of header {name}{hint} has a line break or a character not in ASCII"
+    return None
 
 
 def split_address(address: str) -> SplitResult:

@@ -615,7 +615,8 @@ def _line(error: BaseException) -> str:
     """Return an error as one line of bounded length: its kind and the last thing it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1][:500] if lines else "no message"
-    text = re.sub(r"//[^/?#\s]*@", "//***@", text)  # Jobmon's errors quote the server's address
+    # Jobmon's errors quote the server's address. The same as in client/redaction.py.
+    text = re.sub(r"//[^/?#\s]*@", "//***@", text)
     return f"{type(error).__name__}: {''.join(c if c.isprintable() else ' ' for c in text)}"
 
 

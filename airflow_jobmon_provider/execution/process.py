@@ -17,12 +17,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from airflow_jobmon_provider.client.conversations import Log
 from airflow_jobmon_provider.client.exceptions import ConfigError
+from airflow_jobmon_provider.client.redaction import Secrets, without_userinfo
 from airflow_jobmon_provider.execution.executor import TAKEN, Exit
 
 EXECUTOR = Path(__file__).with_name("executor.py")
@@ -44,12 +44,15 @@ class Execution:
     :param command: how to start it; :func:`executor_command` says.
     :param environment: see :func:`executor_environment`.
     :param log: gets each line that it writes, as it comes.
+    :param secrets: what must not be shown of these lines: the connection's.
     :raises ConfigError: it cannot be started.
     """
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], log: Log) -> None:
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str], log: Log, secrets: Secrets
+    ) -> None:
         self._log = log
-        self._secrets = _secrets(environment)
+        self._secrets = secrets
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
         self._read_up_to = 0
         self._unfinished = b""
@@ -163,12 +166,18 @@ class Execution:
             *lines, self._unfinished = (self._unfinished + written).split(b"\n")
             for line in lines:
                 self._show(line)
-            if len(self._unfinished) > LONGEST_LINE:
-                self._show(self._unfinished)
-                self._unfinished = b""
+            if len(self._unfinished) > LONGEST_LINE + self._secrets.longest:
+                self._show_beginning()
         if last and self._unfinished:
             self._show(self._unfinished)
             self._unfinished = b""
+
+    def _show_beginning(self) -> None:
+        """Show what has come of a line, but for its end, which may be half a secret."""
+        text = self._secrets.hide(self._unfinished.decode(errors="surrogateescape"))
+        cut = max(len(text) - self._secrets.longest, 0)
+        self._show(text[:cut].encode(errors="surrogateescape"))
+        self._unfinished = text[cut:].encode(errors="surrogateescape")
 
     def _show(self, line: bytes) -> None:
         text = fit_to_show(line, self._secrets)
@@ -177,12 +186,10 @@ class Execution:
             self._log.log(logging.INFO, "%s", text)
 
 
-def fit_to_show(line: bytes, secrets: Iterable[str]) -> str:
+def fit_to_show(line: bytes, secrets: Secrets) -> str:
     """Return a line of output as text of bounded length, without control characters and secrets."""
-    text = line.decode(errors="replace")
-    for secret in secrets:  # before it is cut, which may be in the middle of one
-        text = text.replace(secret, "***")
-    text = text[:LONGEST_LINE].rstrip()
+    text = without_userinfo(secrets.hide(line.decode(errors="replace")))
+    text = text[:LONGEST_LINE].rstrip()  # after the hiding: the cut may be in the middle of a secret
     return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -190,9 +197,3 @@ def executor_command(python: str, workflow_id: int, workflow_run_id: int, cluste
     """Return the command that executes a run: no secret in it, and no shell that reads it."""
     options = {"workflow-id": workflow_id, "workflow-run-id": workflow_run_id, "cluster-name": cluster_name}
     return [python, str(EXECUTOR), *(f"--{name}={value}" for name, value in options.items())]
-
-
-def _secrets(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the password of the server's address as it may turn up in output."""
-    url = urlsplit(environment.get("JOBMON__HTTP__SERVICE_URL", ""))
-    return tuple({url.password, unquote(url.password)}) if url.password else ()

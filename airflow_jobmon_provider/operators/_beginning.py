@@ -13,13 +13,13 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import (
     Retries,
     ask_until,
+    check_server_version,
     create_run,
     ended,
     in_time,
     make_ready,
     stop_run,
 )
-from airflow_jobmon_provider.client.conversations.server_version import check_server_version
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.operators._decided import OwnRun

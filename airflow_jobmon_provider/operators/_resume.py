@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from airflow_jobmon_provider.client import protocol
-from airflow_jobmon_provider.client.conversations import Retries, ask_again, in_time, wait_until_resumable
-from airflow_jobmon_provider.client.conversations.resume import begin_resume, check_at_rest, reset_tasks
+from airflow_jobmon_provider.client.conversations import (
+    Retries,
+    ask_again,
+    begin_resume,
+    check_at_rest,
+    in_time,
+    reset_tasks,
+    wait_until_resumable,
+)
 from airflow_jobmon_provider.client.exceptions import InvalidRequest, JobmonError
 from airflow_jobmon_provider.client.lifecycle import WorkflowStatus
 from airflow_jobmon_provider.operators._raised import RaisedMemory
@@ -19,8 +26,7 @@ from airflow_jobmon_provider.task.limits import remaining
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_jobmon_provider.client.conversations import Conversation
-    from airflow_jobmon_provider.client.conversations.resume import Begun
+    from airflow_jobmon_provider.client.conversations import Begun, Conversation
     from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
     from airflow_jobmon_provider.hooks.jobmon import JobmonHook
     from airflow_jobmon_provider.operators._decided import Resume

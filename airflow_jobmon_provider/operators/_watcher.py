@@ -47,7 +47,8 @@ def executor_starter(
     environment = executor_environment(hook.server.settings, heartbeat)
 
     def start(workflow_id: int, run: int) -> Execution:
-        return Execution(executor_command(python, workflow_id, run, cluster_name), environment, operator.log)
+        command = executor_command(python, workflow_id, run, cluster_name)
+        return Execution(command, environment, operator.log, hook.server.settings.secrets)
 
     return start
 

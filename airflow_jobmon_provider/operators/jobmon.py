@@ -357,15 +357,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         """Wait here or in the triggerer for the end of a run that another executor than ours executes."""
         from airflow_jobmon_provider.client.conversations import ended
 
-<<<<<<< HEAD
-        run, workflow_id = own.workflow_run_id, own.workflow_id
-        assert workflow_id is not None
-        if status.is_terminal:  # don't defer a run that has already ended
-            return ended(run, status)
-=======
         if status.is_terminal:  # don't defer a run that has already ended
             return ended(own.workflow_run_id, status)
->>>>>>> wA
         if status is RunStatus.LINKING:
             self.log.info(
                 "Keeping it alive until an executor takes it, for up to %g s: start one on the cluster",
@@ -377,119 +370,6 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             trigger = watcher.trigger()
         return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
 
-<<<<<<< HEAD
-    def _trigger(self, own: OwnRun, heartbeat: Heartbeat) -> WorkflowRunHeartbeatTrigger:
-        from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
-
-        return WorkflowRunHeartbeatTrigger(
-            workflow_run_id=own.workflow_run_id,
-            jobmon_conn_id=own.jobmon_conn_id,
-            workflow_run_heartbeat_interval=heartbeat.interval,
-            heartbeat_report_by_buffer=heartbeat.buffer,
-            keep_alive=self.keep_alive,
-            poll_interval=self.poll_interval,
-            handoff_deadline=own.created_at + self.handoff_timeout,
-            deadline=own.deadline,  # Airflow's own time does not pass while a task is deferred
-            owned=True,
-            created_at=own.created_at,
-            workflow_id=own.workflow_id,
-            cancel_on_kill=own.cancel_on_kill,
-            startup_timeout=self.startup_timeout,
-            server=own.server,
-        )
-
-    def _watch(
-        self,
-        workflow_id: int,
-        run: int,
-        heartbeat: Heartbeat,
-        keep_alive: KeepAlive,
-        status: RunStatus | None = None,
-    ) -> Conversation[RunEnd]:
-        from airflow_jobmon_provider.client.conversations import ProgressWatch, watch_run
-
-        age = max(time.time() - self._own.created_at, 0.0) if self._own else 0.0
-        return watch_run(
-            run,
-            keep_alive=keep_alive,
-            heartbeat=heartbeat,
-            poll_interval=self.poll_interval,
-            clock=time.monotonic,
-            handoff_timeout=max(self.handoff_timeout - age, 0.0),
-            startup_timeout=self.startup_timeout,
-            owned=True,
-            age=age,
-            status=status,
-            progress=ProgressWatch(workflow_id, time.monotonic, age=age),
-        )
-
-    def _converse(self, hook: JobmonHook, conversation: Conversation[T]) -> T:
-        """Carry a conversation to its end; ``on_kill`` is heeded in its pauses, not amid a request."""
-
-        def sleep(seconds: float) -> None:
-            with self._waiting():
-                time.sleep(seconds)
-
-        return hook.converse(conversation, log=self.log, sleep=sleep)
-
-    def _wait_for_execution(
-        self, hook: JobmonHook, workflow_id: int, run: int, heartbeat: Heartbeat
-    ) -> RunEnd:
-        """Watch the run while our own executor is at work on it, and see to its end if that one dies."""
-        from airflow_jobmon_provider.client.conversations import RunOutcome, ended
-        from airflow_jobmon_provider.execution.executor import Exit
-        from airflow_jobmon_provider.execution.process import ExecutorEnded
-
-        execution = self._execution
-        assert execution is not None
-        linking = RunStatus.LINKING  # else there would be no executor of ours
-        watch = self._watch(workflow_id, run, heartbeat, KeepAlive(self.keep_alive), linking)
-        try:
-            end = hook.converse(watch, log=self.log, sleep=execution.wait)
-        except ExecutorEnded:
-            execution.stop()  # at once: what it has started must not go on for nobody
-            status, keep_alive = self._end_after_executor(hook, run, execution)
-            if status is not None and status.is_terminal:
-                end = ended(run, status)
-            else:
-                watch = self._watch(workflow_id, run, heartbeat, keep_alive, status)
-                end = hook.converse(watch, log=self.log)
-        execution.stop(_EXECUTOR_GRACE)
-        others = execution.exit_code == Exit.NOT_TAKEN  # then how our executor ended says nothing of the run
-        if end.outcome is not RunOutcome.DONE and not others and execution.problem is not None:
-            end = replace(end, message=f"{end.message}. {execution.problem}")
-        return end
-
-    def _end_after_executor(
-        self, hook: JobmonHook, run: int, execution: Execution
-    ) -> tuple[RunStatus | None, KeepAlive]:
-        """End what our dead executor has left, unless that is another executor's.
-
-        :returns: the run's status, and who is to beat for it from now on; None: it was not asked for.
-        """
-        from airflow_jobmon_provider.client.conversations import end_without_executor
-        from airflow_jobmon_provider.execution.executor import Exit
-
-        if execution.exit_code == Exit.NOT_TAKEN:
-            self.log.warning("Workflow run %d is not this task's to execute; will keep watching it", run)
-            return None, KeepAlive(self.keep_alive)
-        ending = end_without_executor(run, taken=execution.has_taken, clock=time.monotonic)
-        status = hook.converse(ending, log=self.log)
-        if not status.is_terminal and not execution.has_taken:
-            self.log.warning("Our executor has died; another one has workflow run %d: it is %s", run, status)
-            return status, KeepAlive(self.keep_alive)
-        if not status.is_terminal:
-            self.log.warning(
-                "The executor of workflow run %d has died (exit code %s) and left it %s; waiting for"
-                " Jobmon's reaper to end it, which takes minutes",
-                run,
-                execution.exit_code,
-                status,
-            )
-        return status, KeepAlive.NEVER
-
-=======
->>>>>>> wA
     def come_back(
         self, context: Context, event: dict[str, Any] | None = None, own: dict[str, Any] | None = None
     ) -> int:

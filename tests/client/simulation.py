@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from airflow_jobmon_provider.client.conversations import Ask, Conversation, Note, Pause, Step
-from airflow_jobmon_provider.client.exceptions import JobmonError, ServerUnreachable, WorkflowRunNotFound
+from airflow_jobmon_provider.client.conversations import Ask, Conversation, carry
+from airflow_jobmon_provider.client.exceptions import ServerUnreachable, WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import moves
 from airflow_jobmon_provider.client.protocol import Call
 
@@ -41,28 +41,17 @@ class Simulation:
         return self.now
 
     def run(self, conversation: Conversation[T]) -> T:
-        try:
-            step: Step = next(conversation)
-            while True:
-                reply: Any = None
-                if isinstance(step, Ask):
-                    self.asked.append((self.now, step.call))
-                    try:
-                        reply = self._send(step)
-                    except JobmonError as error:
-                        step = conversation.throw(error)
-                        continue
-                elif isinstance(step, Pause):
-                    assert step.seconds >= 0
-                    self.now += step.seconds
-                elif isinstance(step, Note):
-                    self.notes.append((step.level, step.text))
-                step = conversation.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        return carry(conversation, self._send, self._pass, self)
+
+    def log(self, level: int, line: str, /, *args: object) -> None:
+        self.notes.append((level, line % args))
+
+    def _pass(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now += seconds
 
     def _send(self, ask: Ask) -> Any:
+        self.asked.append((self.now, ask.call))
         assert ask.timeout is None or ask.timeout > 0
         answer = self.answer(ask.call, self.now)
         patience = min(self.request_timeout, ask.timeout or self.request_timeout)

@@ -18,7 +18,7 @@ import trustme
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client._http import deadline
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
-from airflow_jobmon_provider.client.conversations import Ask, Note, Pause
+from airflow_jobmon_provider.client.conversations import Ask, Driver, Note, Pause
 from airflow_jobmon_provider.client.exceptions import (
     CertificateNotTrusted,
     ConfigError,
@@ -428,6 +428,49 @@ def test_the_simulation_runs_it_like_the_transports() -> None:
     sim = Simulation(answer)
     assert sim.run(talk()) is True
     assert sim.warnings == ["hello 100%"]
+
+
+def test_a_conversation_whose_wait_is_interrupted_is_closed() -> None:
+    closed = []
+
+    def forever() -> Any:
+        try:
+            yield Pause(60)
+        finally:
+            closed.append(True)
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        converse(Requester("http://127.0.0.1:9"), forever(), sleep=interrupted)
+    assert closed == [True]
+
+
+def test_a_conversation_is_told_what_came_of_each_step_and_of_no_other() -> None:
+    heard = []
+
+    def listening() -> Any:
+        heard.append((yield Ask(protocol.is_resumable(7))))
+        heard.append((yield Note(logging.INFO, "a note")))
+        heard.append((yield Pause(1)))
+        try:
+            yield Ask(protocol.is_resumable(7))
+        except ServerFailure as error:
+            heard.append(str(error))
+        heard.append((yield Pause(1)))
+        return "the end"
+
+    driver = Driver(listening(), logging.getLogger(__name__))
+    with driver:
+        assert isinstance(next(driver), Ask)
+        driver.reply = "a reply"
+        assert next(driver) == Pause(1)
+        assert isinstance(next(driver), Ask)
+        driver.error = ServerFailure("503")
+        assert list(driver) == [Pause(1)]
+    assert heard == ["a reply", None, None, "503", None]
+    assert driver.result == "the end"
 
 
 async def test_a_conversation_that_is_cancelled_is_closed(stub: MakeStub) -> None:

@@ -12,11 +12,10 @@ from airflow_jobmon_provider.client.conversations import (
     LAST_LOOK,
     Ask,
     Conversation,
-    Note,
     Pause,
     Retries,
-    Step,
     ask_again,
+    carry,
     in_time,
     wait_until_resumable,
 )
@@ -59,24 +58,13 @@ class Server:
         return self.now
 
     def run(self, conversation: Conversation[T]) -> T:
-        try:
-            step: Step = next(conversation)
-            while True:
-                reply: Any = None
-                if isinstance(step, Ask):
-                    try:
-                        reply = self.answer(step)
-                    except JobmonError as error:
-                        step = conversation.throw(error)
-                        continue
-                elif isinstance(step, Pause):
-                    self.now += step.seconds
-                elif isinstance(step, Note):
-                    self.notes.append(step.text)
-                step = conversation.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        return carry(conversation, self.answer, self.wait, self)
+
+    def log(self, level: int, line: str, /, *args: object) -> None:
+        self.notes.append(line % args)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
 
     def answer(self, step: Ask) -> Any:
         route = step.call.route.split("/")[-1]

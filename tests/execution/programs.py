@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+from airflow_jobmon_provider.client.redaction import NO_SECRETS, Secrets
 from airflow_jobmon_provider.execution.process import Execution
 
 
@@ -19,8 +20,10 @@ class Lines:
         self.lines.append(line % args)
 
 
-def run(program: str, environment: dict[str, str] | None = None) -> tuple[Execution, Lines]:
+def run(
+    program: str, environment: dict[str, str] | None = None, secrets: Secrets = NO_SECRETS
+) -> tuple[Execution, Lines]:
     """Start a Python program in the executor's place; it finds its lifeline in ``sys.argv``."""
     log = Lines()
     env = {"PYTHONUNBUFFERED": "1", **(environment or {})}
-    return Execution([sys.executable, "-c", program], env, log), log
+    return Execution([sys.executable, "-c", program], env, log, secrets), log

@@ -12,10 +12,17 @@ import pytest
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
+from airflow_jobmon_provider.client.redaction import NO_SECRETS, without_userinfo
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
-from airflow_jobmon_provider.execution import process
+from airflow_jobmon_provider.execution import executor, process
 from airflow_jobmon_provider.execution.environment import executor_environment, find_python
-from airflow_jobmon_provider.execution.process import EXECUTOR, Execution, ExecutorEnded, executor_command
+from airflow_jobmon_provider.execution.process import (
+    EXECUTOR,
+    Execution,
+    ExecutorEnded,
+    executor_command,
+    fit_to_show,
+)
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
 from tests.execution.programs import Lines, run
@@ -60,17 +67,42 @@ def test_what_it_writes_cannot_do_harm() -> None:
 
 
 def test_the_servers_password_is_not_shown() -> None:
-    environment = executor_environment(
-        Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ss word")}), Heartbeat()
-    )
+    settings = Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ss word")})
     started, log = run(
         "import os; u = os.environ['JOBMON__HTTP__SERVICE_URL']; print(u, 'p@ss word');"
-        " print('x' * 3995 + 'p@ss word')",
-        environment,
+        " print(repr(u.split(':')[2])); print('x' * 3995 + 'p@ss word')",
+        executor_environment(settings, Heartbeat()),
+        settings.secrets,
     )
     finish(started)
-    assert log.lines[0] == "https://me:***@jobmon.example.org:8070 ***"
-    assert log.lines[1].removeprefix("x" * 3995) == "***"  # where a long line is cut, too
+    assert log.lines[0] == "https://***@jobmon.example.org:8070 ***"
+    assert log.lines[1] == "'***@jobmon.example.org'"  # quoted as in an address, with no address around it
+    assert log.lines[2].removeprefix("x" * 3995) == "***"  # where a long line is cut, too
+
+
+def test_a_password_of_which_half_has_come_is_not_shown() -> None:
+    secrets = Settings(SERVER, headers={"Authorization": basic_authorization("me", "p@ss word")}).secrets
+    started, log = run(
+        "import os, sys; print('x' * 4100 + 'p@ss w', end='', flush=True);"
+        " os.read(int(sys.argv[-1]), 1); print('ord')",
+        secrets=secrets,
+    )
+    while not log.lines:
+        started.wait(0.1)
+    started._lifeline.send(b"x")
+    finish(started)
+    assert [line.lstrip("x") for line in log.lines] == ["", "***"]
+
+
+def test_a_password_of_a_few_letters_is_hidden_where_an_address_has_it() -> None:
+    secrets = Settings(SERVER, headers={"Authorization": basic_authorization("me", "pass")}).secrets
+    shown = fit_to_show(b"401 from https://me:pass@jobmon, bypassed", secrets)
+    assert shown == "401 from https://***@jobmon, bypassed"
+
+
+@pytest.mark.parametrize("said", ["at http://me:p@ss@h/x://y?@z", "//@", "no address", "http://h:1/a b@c"])
+def test_the_executor_hides_in_an_address_what_the_provider_hides(said: str) -> None:
+    assert executor._line(OSError(said)) == f"OSError: {without_userinfo(said)}"
 
 
 def test_the_servers_password_is_not_among_the_arguments() -> None:
@@ -164,7 +196,7 @@ def test_one_that_cannot_be_started_says_so(tmp_path: Path) -> None:
     broken.chmod(0o755)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError, match=r"python cannot be started: Exec format error"):
-        Execution([str(broken)], {}, Lines())
+        Execution([str(broken)], {}, Lines(), NO_SECRETS)
     assert len(os.listdir("/proc/self/fd")) <= before
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from airflow_jobmon_provider.execution.process import Execution, ExecutorEnded
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
-from tests.execution.programs import Lines, run
+from tests.execution.programs import run
 
 LEAVES_A_CHILD = """
 import subprocess, sys
@@ -120,7 +119,7 @@ def test_a_worker_that_dies_unread_is_noticed_all_the_same(tmp_path: Path) -> No
         "try:\n    os.read(lifeline, 1)\nexcept ConnectionResetError:\n    pass\n"
         f"open({str(told)!r}, 'w').close()"
     )
-    started = Execution([sys.executable, "-c", child], {"PYTHONUNBUFFERED": "1"}, log := Lines())
+    started, log = run(child)
     while "said" not in log.lines:
         started.wait(0.1)
     started._lifeline.close()

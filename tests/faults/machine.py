@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import hypothesis
@@ -25,11 +25,10 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import (
     Ask,
     Conversation,
-    Note,
+    Driver,
     Pause,
     RunEnd,
     RunOutcome,
-    Step,
     create_run,
     end_without_executor,
     give_up_run,
@@ -121,6 +120,7 @@ class Talk:
     :param workflow: the workflow that it is about.
     :param startup_timeout: seconds after which it ends a run whose executor has not begun; None: it does not.
     :param due: when it wants to go on, by the machine's clock.
+    :ivar driver: drives the conversation.
     :ivar told: status that the server last reported to it.
     :ivar all_told: all of those.
     :ivar faults: how many of its requests in a row had no reply.
@@ -136,7 +136,7 @@ class Talk:
     run: int = 0
     workflow: int = 0
     startup_timeout: float | None = None
-    step: Step | None = None
+    step: Ask | Pause | None = None
     due: float = 0.0
     told: str | None = None
     all_told: set[str] = field(default_factory=set)
@@ -146,6 +146,9 @@ class Talk:
     made: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
     blocked: bool = False
+
+    def __post_init__(self) -> None:
+        self.driver = Driver(self.conversation, logging.getLogger(__name__))
 
 
 @dataclass
@@ -292,14 +295,12 @@ class Interleavings(RuleBasedStateMachine):
     ) -> None:
         talk = Talk(kind, conversation, run, self.workflow, startup_timeout)
         self.talks.append(talk)
-        self.go_on(talk, partial(next, conversation))
+        self.go_on(talk)
 
-    def go_on(self, talk: Talk, act: Callable[[], Step]) -> None:
+    def go_on(self, talk: Talk, act: Callable[[Driver[Any]], Ask | Pause] = next) -> None:
         """Carry a conversation to its next request, its next pause, or its end."""
         try:
-            step = act()
-            while isinstance(step, Note):
-                step = talk.conversation.send(None)
+            step = act(talk.driver)
         except StopIteration as end:
             self.talks.remove(talk)
             getattr(self, f"{talk.kind}_returned")(talk, end.value)
@@ -313,7 +314,7 @@ class Interleavings(RuleBasedStateMachine):
     def exchange(self, talk: Talk, fault: Fault) -> None:
         """Send the request that a conversation wants to send, and give it the reply."""
         if isinstance(talk.step, Pause):
-            self.go_on(talk, partial(talk.conversation.send, None))
+            self.go_on(talk)
         if talk not in self.talks or isinstance(talk.step, Pause):
             return  # it needed no request
         assert isinstance(talk.step, Ask)
@@ -330,8 +331,8 @@ class Interleavings(RuleBasedStateMachine):
         after = self.read()
         self.check_what_it_did(talk, call, before, after)
         self.remember(talk, call, before, after, reply, error)
-        act = partial(talk.conversation.send, reply)
-        self.go_on(talk, partial(talk.conversation.throw, error) if error else act)
+        talk.driver.reply, talk.driver.error = reply, error
+        self.go_on(talk)
         self.check_what_follows(talk, call, after, error)
 
     def send(self, talk: Talk, call: Call[Any]) -> tuple[Any, JobmonError | None]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from airflow_jobmon_provider.client.async_renewing import RenewingAsyncRequester
-from airflow_jobmon_provider.client.conversations import Conversation, Log, Note, Pause, Step
+from airflow_jobmon_provider.client.conversations import Ask, Conversation, Driver, Log, Pause, Step
 from airflow_jobmon_provider.client.exceptions import JobmonError
 from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.requester import ask
@@ -70,9 +70,9 @@ class Process(Generator[Step, Any, Outcome]):
         """Let it go on, with what came instead of a reply."""
         return cast("Step", self._order("error", error))
 
-    def interrupt(self, handler: Callable[[], object]) -> Step:
+    def interrupt(self, handler: Callable[[], object]) -> Ask | Pause:
         """Let it handle a signal where it is."""
-        return cast("Step", self._order("interrupt", handler))
+        return cast("Ask | Pause", self._order("interrupt", handler))
 
     def attempt(self) -> Outcome:
         """Let it send the request that it is about to send; it does not know the outcome yet."""
@@ -135,25 +135,19 @@ def _carry_on(
     conversation: Conversation[Any], log: Log, sleep: Callable[[float], None]
 ) -> Generator[Call[Any], Outcome, Any]:
     """Carry a conversation on as the machine says. Yields what is to be sent, and gets the outcome."""
-    what: str
-    value: Any
-    try:
-        step = next(conversation)
-        while True:
-            what, value = "reply", None
-            if isinstance(step, Note):
-                log.log(step.level, "%s", step.text)
-            elif isinstance(step, Pause):
+    with Driver(conversation, log) as driver:
+        for step in driver:
+            if isinstance(step, Pause):
                 sleep(step.seconds)
+                continue
+            what, value = _here.process.stop_before(step)
+            if what == "attempt":
+                what, value = _here.process.stop_before((yield step.call))
+            if what == "reply":
+                driver.reply = value
             else:
-                what, value = _here.process.stop_before(step)
-                if what == "attempt":
-                    what, value = _here.process.stop_before((yield step.call))
-            step = conversation.send(value) if what == "reply" else conversation.throw(value)
-    except StopIteration as end:
-        return end.value
-    finally:
-        conversation.close()
+                driver.error = value
+        return driver.result
 
 
 def _converse(

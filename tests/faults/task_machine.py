@@ -11,7 +11,6 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
-from airflow_jobmon_provider.client.conversations import Step
+from airflow_jobmon_provider.client.conversations import Ask, Driver, Pause
 from airflow_jobmon_provider.client.exceptions import JobmonError, NotAuthorized
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
@@ -209,7 +208,7 @@ class TaskMachine(Interleavings):
         talk = Talk(kind, process, run, workflow, STARTUP_TIMEOUT)
         self.talks.append(talk)
         self.attempts[talk] = attempt
-        self.go_on(talk, partial(next, process))
+        self.go_on(talk)
 
     def send(self, talk: Talk, call: Call[Any]) -> tuple[Any, JobmonError | None]:
         if not isinstance(talk.conversation, Process):
@@ -393,7 +392,8 @@ class TaskMachine(Interleavings):
         assert talk is not None
         attempt = self.attempts[talk]
         attempt.told_to_end, attempt.spoilt = self.state, talk.spoilt
-        assert isinstance(talk.conversation, Process)
+        process = talk.conversation
+        assert isinstance(process, Process)
         assert attempt.operator is not None
         operator = attempt.operator
 
@@ -402,9 +402,9 @@ class TaskMachine(Interleavings):
             # Else it was amid something else, and heeds it later.
             attempt.has_heeded_it = operator._attempt is not None and operator._attempt.settled
 
-        self.go_on(talk, partial(talk.conversation.interrupt, handle))
+        self.go_on(talk, lambda _: process.interrupt(handle))
 
-    def go_on(self, talk: Talk, act: Callable[[], Step]) -> None:
+    def go_on(self, talk: Talk, act: Callable[[Driver[Any]], Ask | Pause] = next) -> None:
         super().go_on(talk, act)
         attempt = self.attempts.get(talk)
         if attempt is not None and attempt.has_heeded_it:

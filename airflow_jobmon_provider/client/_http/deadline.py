@@ -20,7 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from airflow_jobmon_provider.client._http import lookups
+from airflow_jobmon_provider.client._http import errors, lookups
 
 
 class Deadline(Timeout):
@@ -104,7 +104,7 @@ class _Connecting(HTTPConnection):
         try:
             super().connect()
         except Exception as error:
-            error.never_connected = True  # type: ignore[attr-defined]
+            errors.mark_as_never_connected(error)
             raise
 
     def _new_conn(self) -> socket.socket:

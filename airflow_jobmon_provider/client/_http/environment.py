@@ -61,6 +61,11 @@ class Way:
     tls: bool
 
     @property
+    def proxy_address(self) -> str | None:
+        """Address of the proxy, without credentials; None: there is none."""
+        return None if self.proxy is None else self.proxy.address
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Paths of what ``make_context`` reads, which may be renewed while it is in use."""
         if not self.tls:

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
-from airflow_jobmon_provider.client._http import lookups
+from airflow_jobmon_provider.client._http import errors, lookups
 from airflow_jobmon_provider.client.protocol import Response
-from airflow_jobmon_provider.client.settings import Settings
+from airflow_jobmon_provider.client.settings import HEADER_NAME, Settings, header_problem
 
 LONGEST_REPLY = 16 * 1024
 """Bytes, its head included: the reply to a heartbeat has about 150."""
@@ -29,11 +29,9 @@ would be asked everything twice."""
 
 # How a request is framed, which is our business: if a connection sets one of these, aiohttp sends it all.
 _FRAMING = {"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"}
-_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
-_VALUE = re.compile(r"[ -~\t]*")
 
 # Every line of a head, so that no proxy or server reads one of them differently.
-_HEAD = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [^\r\n]*\r\n(?:[!#-'*+.^-z|~0-9A-Z-]+:[^\r\n]*\r\n)*")
+_HEAD = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [^\r\n]*\r\n(?:" + HEADER_NAME.encode() + rb":[^\r\n]*\r\n)*")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r\n")
 _UNFIT = re.compile(rb"\r\n(?:transfer|content)-encoding:")
 _CLOSE = re.compile(rb"\r\nconnection:[^\r]*close")
@@ -53,7 +51,9 @@ class Prepared(bytes):
 class ConnectTimeout(asyncio.TimeoutError):
     """No connection within the time-out."""
 
-    never_connected = True
+    def __init__(self) -> None:
+        super().__init__()
+        errors.mark_as_never_connected(self)
 
 
 class _Connection(asyncio.Protocol):
@@ -153,7 +153,7 @@ class PlainConnections:
         self, settings: Settings, headers: Mapping[str, str], tls: ssl.SSLContext | None, *, keep_alive: float
     ) -> None:
         address = urlsplit(settings.service_url)
-        plain = all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers.items())
+        plain = not any(header_problem(name, value) for name, value in headers.items())
         if not (plain and settings.service_url.isascii() and _FRAMING.isdisjoint(map(str.lower, headers))):
             raise ValueError("not plain")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

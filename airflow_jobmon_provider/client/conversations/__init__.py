@@ -4,7 +4,8 @@ A conversation is a generator. It yields what to do next (:class:`Ask`, :class:`
 transport's ``converse`` does it: sends the call and sends the reply back in, or throws the ``JobmonError``
 that came instead. What the generator returns is the conversation's result. No I/O, no clock of its own.
 
-* ``steps``: what a conversation yields. ``asking``: one call, asked again. ``pacing``: when to ask next.
+* ``steps``: what a conversation yields, and how it is carried; whoever does so builds on ``Driver``.
+* ``asking``: one call, asked again. ``pacing``: when to ask next.
 * ``resumable``, ``resume``: wait until a workflow is resumable; make it ready for its next run.
 * ``create``, ``release``: create exactly one run, and leave none behind.
 * ``watch``: follow a run to its end. ``progress``, ``failure``: how far it is, and why it failed.
@@ -60,10 +61,12 @@ from airflow_jobmon_provider.client.conversations.steps import (
     Ask,
     Clock,
     Conversation,
+    Driver,
     Log,
     Note,
     Pause,
     Step,
+    carry,
 )
 from airflow_jobmon_provider.client.conversations.watch import (
     Progress,
@@ -87,6 +90,7 @@ __all__ = [
     "Begun",
     "Clock",
     "Conversation",
+    "Driver",
     "Explanation",
     "Log",
     "Note",
@@ -103,6 +107,7 @@ __all__ = [
     "ask_again",
     "ask_until",
     "begin_resume",
+    "carry",
     "check_at_rest",
     "check_increase_resources",
     "check_server_version",

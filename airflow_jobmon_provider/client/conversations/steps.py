@@ -1,11 +1,13 @@
-"""What a conversation yields, and who carries it."""
+"""What a conversation yields, and how it is carried: once for all who do that, whatever I/O they do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
 
+from airflow_jobmon_provider.client.exceptions import JobmonError
 from airflow_jobmon_provider.client.protocol import Call
 
 T = TypeVar("T")
@@ -52,3 +54,81 @@ class Log(Protocol):
 
 
 Conversation = Generator[Step, Any, T]
+
+
+class Driver(Generic[T]):
+    """Drives a conversation: gives in turn what it wants to have done, and logs its notes by itself.
+
+    It is an iterator, and a context manager that closes the conversation. Whoever carries the conversation
+    does each step, and leaves here what came of it before taking the next one.
+
+    :param conversation: what to drive.
+    :param log: where its notes go.
+    :ivar reply: what came of the last step; set it after an ``Ask``.
+    :ivar error: what was raised instead, which the conversation is going to be told; set it after an ``Ask``.
+    :ivar result: what the conversation returned; there is none before the last step.
+    """
+
+    __slots__ = ("_conversation", "_log", "error", "reply", "result")
+
+    result: T
+
+    def __init__(self, conversation: Conversation[T], log: Log) -> None:
+        self._conversation = conversation
+        self._log = log
+        self.reply: Any = None
+        self.error: JobmonError | None = None
+
+    def __iter__(self) -> Driver[T]:
+        return self
+
+    def __next__(self) -> Ask | Pause:
+        """Tell the conversation what came of its last step, and return the next one.
+
+        :raises StopIteration: the conversation has returned.
+        :raises JobmonError: what the conversation raises.
+        """
+        reply, error = self.reply, self.error
+        self.reply = self.error = None
+        try:
+            step = self._conversation.send(reply) if error is None else self._conversation.throw(error)
+            while isinstance(step, Note):
+                self._log.log(step.level, "%s", step.text)
+                step = self._conversation.send(None)
+        except StopIteration as end:
+            self.result = end.value
+            raise
+        return step
+
+    def __enter__(self) -> Driver[T]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._conversation.close()
+
+
+def carry(
+    conversation: Conversation[T], ask: Callable[[Ask], Any], pause: Callable[[float], object], log: Log
+) -> T:
+    """Carry a conversation to its end, by functions that block, and return its result.
+
+    :param ask: sends a call and returns what its reply says.
+    :param pause: waits so many seconds.
+    :param log: where the conversation's notes go.
+    :raises JobmonError: what the conversation raises.
+    """
+    with Driver(conversation, log) as driver:
+        for step in driver:
+            if isinstance(step, Pause):
+                pause(step.seconds)
+                continue
+            try:
+                driver.reply = ask(step)
+            except JobmonError as error:
+                driver.error = error
+        return driver.result
