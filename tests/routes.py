@@ -200,7 +200,7 @@ def _details(user: str, version: str) -> dict[str, Any]:
 
 def _table(**tasks: int) -> dict[str, str]:
     """Return a reply of ``workflow_tasks``, which is a table as pandas writes it: column by column."""
-    columns = {
+    columns: dict[str, list[Any]] = {
         "TASK_ID": list(tasks.values()),
         "TASK_NAME": list(tasks),
         "STATUS": ["F"] * len(tasks),
