@@ -97,7 +97,7 @@ class Sample:
     status: int = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is one of a kind, and can be the key of a cache
 class Row:
     """A route.
 
