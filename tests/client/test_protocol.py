@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -28,14 +29,12 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import (
-    CreatedRun,
-    LostRun,
     Response,
-    Resumability,
     WorkflowDetails,
 )
 from airflow_jobmon_provider.client.redaction import excerpt
 from airflow_jobmon_provider.client.validation import positive_id
+from tests.routes import ROUTES, SAMPLES, Row, Sample, keys_in, understood
 
 URL = "http://jobmon.example/api/v3/workflow/7/is_resumable"
 SERVER = "http://jobmon.example/api/v3"
@@ -149,72 +148,40 @@ def test_calls_send_what_the_protocol_page_says() -> None:
     assert not create.idempotent
 
 
-CALLS: list[tuple[protocol.Call[Any], Any, Any]] = [
-    (protocol.set_resume(7, True), {}, None),
-    (protocol.is_resumable(7), {"workflow_is_resumable": True}, Resumability(True, None)),
-    (
-        protocol.is_resumable(7),
-        {"workflow_is_resumable": False, "pending_kill_self": 2},
-        Resumability(False, 2),
-    ),
-    (protocol.force_cleanup_kill_self(7), {"num_cleaned_up": 4, "num_workflow_runs_finalized": 1}, 4),
-    (protocol.set_resume_state(7, True), {}, None),
-    (
-        protocol.create_workflow_run(7, "a", 93.0),
-        {"workflow_run_id": 5, "status": "L"},
-        CreatedRun(5, RunStatus.LINKING),
-    ),
-    (protocol.log_heartbeat(5, RunStatus.LINKING, 93.0), {"status": "B"}, RunStatus.BOUND),
-    (protocol.peek_status(5), {"status": "R"}, RunStatus.RUNNING),
-    (protocol.update_status(5, RunStatus.ABORTED), {"status": "A"}, RunStatus.ABORTED),
-    (
-        protocol.workflow_details(7),
-        [{"wf_status": "F", "wf_name": "x"}, {"wf_status": "F", "wf_name": "x"}],
-        WorkflowDetails("F", "x"),
-    ),
-    (protocol.workflow_details(7), [], None),
-    (protocol.lost_workflow_runs(RunStatus.LINKING), {"workflow_runs": [[5, 7]]}, (LostRun(5, 7),)),
-    (protocol.reap(5), {"status": "A"}, None),
-    (protocol.health(), {"status": "OK"}, None),
-    (protocol.api_version(), {"status": "v3"}, "v3"),
-]
+@pytest.mark.parametrize(("row", "sample"), SAMPLES.values(), ids=SAMPLES)
+def test_a_reply_is_read_into_typed_data(row: Row, sample: Sample) -> None:
+    call = row.call_for(sample)
+    if isinstance(sample.result, type):
+        with pytest.raises(JobmonError) as caught:
+            understood(call, sample.status, sample.reply)
+        assert type(caught.value) is sample.result
+    else:
+        assert understood(call, sample.status, sample.reply) == sample.result
+        assert call.read(sample.reply) == sample.result
 
 
-@pytest.mark.parametrize(("call", "reply", "value"), CALLS, ids=lambda v: getattr(v, "route", None))
-def test_a_reply_is_read_into_typed_data(call: protocol.Call[Any], reply: Any, value: Any) -> None:
-    assert call.read(reply) == value
+def test_details_need_no_more_than_a_status_and_a_name() -> None:
+    rows = [{"wf_status": "F", "wf_name": "x"}, {"wf_status": "F", "wf_name": "x"}]
+    assert protocol.workflow_details(7).read(rows) == WorkflowDetails("F", "x")
 
 
-@pytest.mark.parametrize("call", [call for call, _, _ in CALLS], ids=lambda call: call.route)
-@given(
-    reply=st.recursive(
+@functools.cache
+def any_json(row: Row) -> st.SearchStrategy[Any]:
+    """Return a strategy for any JSON, with the keys of a route's replies among it."""
+    keys = sorted({"status", "err_msg", *(key for sample in row.samples for key in keys_in(sample.reply))})
+    return st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(
-                    [
-                        "status",
-                        "workflow_is_resumable",
-                        "pending_kill_self",
-                        "workflow_run_id",
-                        "err_msg",
-                        "num_cleaned_up",
-                        "wf_status",
-                        "wf_name",
-                        "workflow_runs",
-                    ]
-                ),
-                inner,
-                max_size=4,
-            )
-        ),
-        max_leaves=6,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(keys), inner, max_size=6),
+        max_leaves=8,
     )
-)
-def test_any_json_is_read_or_a_typed_error(call: protocol.Call[Any], reply: Any) -> None:
+
+
+@pytest.mark.parametrize("row", ROUTES.values(), ids=ROUTES)
+@given(data=st.data())
+def test_any_json_is_read_or_a_typed_error(row: Row, data: st.DataObject) -> None:
+    reply = data.draw(any_json(row))
     try:
-        call.read(reply)
+        row.call().read(reply)
     except JobmonError as error:
         assert "\n" not in str(error)
 
@@ -246,12 +213,12 @@ def test_an_id_that_no_database_holds_is_none(number: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [400, 900])
-@pytest.mark.parametrize("call", [call for call, _, _ in CALLS], ids=lambda call: call.route)
-def test_a_reply_that_is_nested_deeply_is_a_typed_error(call: protocol.Call[Any], depth: int) -> None:
+@pytest.mark.parametrize("row", ROUTES.values(), ids=ROUTES)
+def test_a_reply_that_is_nested_deeply_is_a_typed_error(row: Row, depth: int) -> None:
     nested = json.loads("[" * depth + "]" * depth)
     for reply in (nested, {"status": nested, "err_msg": nested, "error": {"type": nested}}):
         try:
-            call.understand(reply, SERVER)
+            row.call().understand(reply, SERVER)
         except JobmonError as error:
             assert len(str(error)) < 500
             assert str(error).isprintable()

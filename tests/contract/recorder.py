@@ -24,15 +24,11 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import Call
+from tests.routes import GOOD_FOR, ROUTES, Ids
 
 NOBODY = 987_654_321
 """No workflow, run or task has this id."""
-
-GOOD_FOR = 86_400.0
-"""Seconds; a run that was created with so many counts as alive while the recording lasts."""
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -51,7 +47,7 @@ class Recorder:
 
     def ask(self, case: str, function: str, *arguments: Any) -> Any:
         """Send what a function of the protocol asks for, record the reply, and return its body."""
-        made: Call[Any] = getattr(protocol, function)(*arguments)
+        made = ROUTES[function].function(*arguments)
         return self.send(case, made.verb, made.route, dict(made.message), function, arguments)
 
     def send(
@@ -122,23 +118,9 @@ def _ask_about_the_server(to: Recorder) -> None:
 
 
 def _ask_about_nobody(to: Recorder) -> None:
-    for function, *arguments in (
-        ("is_resumable",),
-        ("set_resume", True),
-        ("set_resume_state", True),
-        ("force_cleanup_kill_self",),
-        ("create_workflow_run", "alice", GOOD_FOR),
-        ("workflow_details",),
-        ("task_counts",),
-        ("failed_tasks", 2),
-        ("most_recent_error",),
-        ("increase_resources",),
-        ("peek_status",),
-        ("log_heartbeat", RunStatus.LINKING, GOOD_FOR),
-        ("update_status", RunStatus.ABORTED),
-        ("reap",),
-    ):
-        to.ask(f"{function}: unknown", function, NOBODY, *arguments)
+    for name, row in ROUTES.items():
+        if row.unknown in row.recorded:
+            to.ask(row.unknown, name, *row.arguments(Ids.all_the_same(NOBODY)))
 
 
 def _look_at_a_failed_workflow(to: Recorder, failed: int) -> None:

@@ -27,7 +27,7 @@ from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.contract.recordings import recorded
-from tests.fuzz.targets import ROUTES
+from tests.routes import ROUTES
 from tests.stub_server import Reply, StubServer
 
 NOT_THERE = Reply(404, b"This route does not exist: http://jobmon.example/api_version")
@@ -114,9 +114,7 @@ def test_a_login_that_is_wanted_is_not_taken_for_an_old_server(stub: Stub) -> No
         check(Requester(stub(Reply(403, {"detail": "Unauthorized"})).url))
 
 
-@pytest.mark.parametrize(
-    "call", [route(*given) for route, given in ROUTES.items()], ids=lambda call: call.route
-)
+@pytest.mark.parametrize("call", [row.call() for row in ROUTES.values()], ids=ROUTES)
 def test_null_is_the_reply_of_a_server_that_is_too_old_whatever_was_asked(
     stub: Stub, call: protocol.Call[Any]
 ) -> None:

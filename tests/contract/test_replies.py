@@ -6,154 +6,46 @@ server. ``recorder.py`` says how to record another version.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import (
-    InvalidRequest,
     JobmonError,
     NotAuthorized,
-    RouteNotSupported,
-    ServerFailure,
-    WorkflowBusy,
-    WorkflowNotFound,
-    WorkflowNotResumable,
-    WorkflowRunNotFound,
 )
-from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import (
-    Call,
-    CreatedRun,
-    FailedTask,
-    LostRun,
-    Response,
-    Resumability,
-    TaskCounts,
     WorkflowDetails,
 )
 from dev.jobmon_sandbox import JobmonSandbox
+from tests import routes
 from tests.contract.recorder import NOBODY, Recording, record, record_login_wanted, shape, unnamed
 from tests.contract.recordings import REPLIES, recorded
-from tests.fuzz.targets import routes_of_the_protocol
+from tests.routes import ROUTES, SERVER, VERSIONS
 
-SERVER = "http://jobmon.example/api"
-
-
-OLD, NEW = recorded("3.4.8"), recorded("3.7")
+SERVERS = {version: recorded(version) for version in VERSIONS}
+OLD, NEW = SERVERS.values()
 OLD_LOGIN, NEW_LOGIN = recorded("3.4.8-login"), recorded("3.7-login")
-
-
-def call_of(recording: Recording) -> Call[Any]:
-    """Return the call that asked for a recorded reply."""
-    function: Callable[..., Call[Any]] = getattr(protocol, recording["function"])
-    takes_status = recording["function"] in ("log_heartbeat", "update_status", "lost_workflow_runs")
-    arguments = [
-        RunStatus(argument) if takes_status and isinstance(argument, str) else argument
-        for argument in recording["arguments"]
-    ]
-    return function(*arguments)
 
 
 def understood(recording: Recording) -> Any:
     """Return what the client makes of a recorded reply, or raise what it raises."""
-    call = call_of(recording)
+    call = ROUTES[recording["function"]].recorded_call(recording["arguments"])
     assert (call.verb.upper(), call.route) == (recording["method"], recording["route"])
-    response = Response(recording["status"], {}, json.dumps(recording["body"]).encode())
-    try:
-        reply = protocol.decipher(call.verb, SERVER + call.route, response)
-    except JobmonError as error:
-        raise call.explain(error, SERVER) from None
-    return call.understand(reply, SERVER)
+    return routes.understood(call, recording["status"], recording["body"])
 
 
-BOTH: dict[str, Any] = {
-    "health": None,
-    "set_resume: unknown": None,
-    "set_resume_state: unknown": None,
-    "create_workflow_run: unknown": WorkflowNotFound,
-    "workflow_details: unknown": None,
-    "failed_tasks: unknown": (),
-    "most_recent_error: unknown": "",
-    "peek_status: unknown": WorkflowRunNotFound,
-    "log_heartbeat: unknown": WorkflowRunNotFound,
-    "update_status: unknown": WorkflowRunNotFound,
-    "reap: unknown": None,
-    "is_resumable: unknown": WorkflowNotFound,
-    "task_counts": TaskCounts(total=3, pending=0, scheduled=0, running=0, done=0, fatal=3),
-    "failed_tasks": (FailedTask(3, "task-2"), FailedTask(2, "task-1")),
-    "most_recent_error": "Got exit_code: 1. Error message was:",
-    "workflow_details: no run": None,
-    "failed_tasks: none": (),
-    "most_recent_error: none": "",
-    "set_resume: no active run": None,
-    "set_resume_state": None,
-    "set_resume_state: refused": WorkflowNotResumable,
-    "create_workflow_run": CreatedRun(2, RunStatus.LINKING),
-    "create_workflow_run: busy": WorkflowBusy,
-    "create_workflow_run: done": WorkflowNotResumable,
-    "create_workflow_run: launched": WorkflowBusy,
-    "log_heartbeat": RunStatus.LINKING,
-    "log_heartbeat: reaped": RunStatus.ABORTED,
-    "peek_status": RunStatus.LINKING,
-    "peek_status: told to stop": RunStatus.COLD_RESUME,
-    "lost_workflow_runs: none": (),
-    "reap: not lost": None,
-    "reap": None,
-    "update_status": RunStatus.BOUND,
-    "update_status: refused": RunStatus.BOUND,
-    "update_status: D": RunStatus.DONE,
-    "set_resume: cold": None,
-}
-
-ONLY_OLD: dict[str, Any] = {
-    "api_version": "v2",
-    "is_resumable: yes": Resumability(True, None),
-    "is_resumable: no": Resumability(False, None),
-    "force_cleanup_kill_self": RouteNotSupported,
-    "force_cleanup_kill_self: unknown": RouteNotSupported,
-    "increase_resources": RouteNotSupported,
-    "increase_resources: unknown": RouteNotSupported,
-    "probe_increase_resources": RouteNotSupported,
-    "task_counts: unknown": ServerFailure,
-    "lost_workflow_runs": (),
-    "workflow_details: one run": WorkflowDetails("F", "sandbox"),
-    "workflow_details: a refused run": WorkflowDetails("G", "sandbox"),
-}
-
-ONLY_NEW: dict[str, Any] = {
-    "api_version": "v3",
-    "is_resumable: yes": Resumability(True, 0),
-    "is_resumable: no": Resumability(False, 0),
-    "force_cleanup_kill_self": 0,
-    "force_cleanup_kill_self: unknown": 0,
-    "increase_resources": 0,
-    "increase_resources: unknown": 0,
-    "probe_increase_resources": InvalidRequest,
-    "task_counts: unknown": TaskCounts(total=0, pending=0, scheduled=0, running=0, done=0, fatal=0),
-    "lost_workflow_runs": (LostRun(7, 5),),
-    "workflow_details: one run": WorkflowDetails("F", "sandbox", "carol"),
-    "workflow_details: a refused run": WorkflowDetails("G", "sandbox", "alice"),
-}
-
-READ = [(OLD, case, meaning) for case, meaning in {**BOTH, **ONLY_OLD}.items()]
-READ += [(NEW, case, meaning) for case, meaning in {**BOTH, **ONLY_NEW}.items()]
+READ = [
+    pytest.param(version, case, meaning, id=f"{version} {case}")
+    for version in VERSIONS
+    for row in ROUTES.values()
+    for case, meaning in row.meanings(version).items()
+]
 
 
-@pytest.mark.parametrize(
-    ("server", "case", "meaning"),
-    [
-        pytest.param(server, case, meaning, id=f"{'3.4.8' if server is OLD else '3.7'} {case}")
-        for server, case, meaning in READ
-    ],
-)
-def test_what_a_real_server_replied_is_understood(
-    server: dict[str, Recording], case: str, meaning: Any
-) -> None:
-    recording = server[case]
+@pytest.mark.parametrize(("version", "case", "meaning"), READ)
+def test_what_a_real_server_replied_is_understood(version: str, case: str, meaning: Any) -> None:
+    recording = SERVERS[version][case]
     if isinstance(meaning, type):
         with pytest.raises(JobmonError) as caught:
             understood(recording)
@@ -168,13 +60,12 @@ def test_what_a_real_server_replied_is_understood(
     assert found == meaning
 
 
-@pytest.mark.parametrize("server", [OLD, NEW], ids=["3.4.8", "3.7"])
-def test_every_route_of_the_protocol_was_recorded_and_every_recording_is_looked_at(
-    server: dict[str, Recording],
-) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_route_of_the_protocol_was_recorded_and_every_recording_is_looked_at(version: str) -> None:
+    server = SERVERS[version]
     asked = {recording["function"] for recording in server.values()} - {None}
-    assert asked == {function.__name__ for function in routes_of_the_protocol()}
-    looked_at = {case for replies, case, _ in READ if replies is server}
+    assert asked == {name for name, row in ROUTES.items() if row.recorded}
+    looked_at = {case for row in ROUTES.values() for case in row.meanings(version)}
     for case in server.keys() - looked_at:  # on the way to another case
         if server[case]["function"]:
             understood(server[case])

@@ -22,9 +22,16 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import LostRun, Resumability
 from airflow_jobmon_provider.client.requester import Requester, ask
 from dev.jobmon_sandbox import JobmonSandbox
+from tests.routes import ROUTES, Ids
 from tests.stuck_tasks import stop_with_stuck_tasks
 
 NOBODY = 987_654_321
+
+
+def asked_about_nobody(meaning: type[Exception]) -> list[protocol.Call[Any]]:
+    """Return calls about what does not exist, of the routes by which both recorded servers say so."""
+    rows = [row for row in ROUTES.values() if row.recorded.get(row.unknown) is meaning]
+    return [row.call(Ids.all_the_same(NOBODY)) for row in rows]
 
 
 def beat(requester: Requester, run: int | None, status: str, good_for: float = 600) -> str:
@@ -245,25 +252,13 @@ def test_no_details_without_a_run(sandbox: JobmonSandbox, requester: Requester) 
     assert ask(requester, protocol.workflow_details(sandbox.make_workflow("new").workflow_id)) is None
 
 
-@pytest.mark.parametrize(
-    "call",
-    [protocol.is_resumable(NOBODY), protocol.create_workflow_run(NOBODY, "alice", 93)],
-    ids=lambda call: call.route,
-)
+@pytest.mark.parametrize("call", asked_about_nobody(WorkflowNotFound), ids=lambda call: call.route)
 def test_a_workflow_that_does_not_exist(requester: Requester, call: protocol.Call[Any]) -> None:
     with pytest.raises(WorkflowNotFound, match=f"workflow {NOBODY} does not exist"):
         ask(requester, call)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        protocol.peek_status(NOBODY),
-        protocol.log_heartbeat(NOBODY, RunStatus.LINKING, 93),
-        protocol.update_status(NOBODY, RunStatus.ABORTED),
-    ],
-    ids=lambda call: call.route,
-)
+@pytest.mark.parametrize("call", asked_about_nobody(WorkflowRunNotFound), ids=lambda call: call.route)
 def test_a_run_that_does_not_exist(requester: Requester, call: protocol.Call[Any]) -> None:
     with pytest.raises(WorkflowRunNotFound, match=f"workflow run {NOBODY} does not exist") as caught:
         ask(requester, call)

@@ -29,7 +29,6 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     UnreadableReply,
 )
-from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Call
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings
@@ -37,6 +36,7 @@ from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.faults import proxy as faults
 from tests.faults.proxy import Fault, FaultProxy, Loop
+from tests.routes import ROUTES, Ids
 from tests.stub_server import StubServer
 
 TIMEOUT = 1.0
@@ -127,7 +127,7 @@ FAULTS: dict[str, tuple[Fault, Means]] = {
 }
 
 # What looks like an answer of Jobmon's to these calls, and cannot be told from one.
-RIGHT_BY_CHANCE = {("another object", name) for name in ("health", "set_resume", "set_resume_state", "reap")}
+RIGHT_BY_CHANCE = {("another object", row.name) for row in ROUTES.values() if row.says_nothing}
 
 
 @dataclass
@@ -150,27 +150,13 @@ def world(sandbox: JobmonSandbox) -> Iterator[World]:
     assert ended is not None
     assert linking is not None
     (task,) = sandbox.query("SELECT min(id) FROM task WHERE workflow_id = ?", at_rest)[0]
-    calls: dict[str, Call[Any]] = {
-        "health": protocol.health(),
-        "api_version": protocol.api_version(),
-        "set_resume": protocol.set_resume(at_rest, True),
-        "is_resumable": protocol.is_resumable(at_rest),
-        "force_cleanup": protocol.force_cleanup_kill_self(at_rest),
-        "set_resume_state": protocol.set_resume_state(at_rest, True),
-        "log_heartbeat": protocol.log_heartbeat(linking, RunStatus.LINKING, 100_000),
-        "peek_status": protocol.peek_status(linking),
-        "update_status": protocol.update_status(ended, RunStatus.ABORTED),
-        "lost_workflow_runs": protocol.lost_workflow_runs(RunStatus.DONE),
-        "reap": protocol.reap(linking),
-        "workflow_details": protocol.workflow_details(at_rest),
-        "task_counts": protocol.task_counts(at_rest),
-        "failed_tasks": protocol.failed_tasks(at_rest, 3),
-        "most_recent_error": protocol.most_recent_error(task),
-        "increase_resources": protocol.increase_resources(at_rest),
-    }
+    ids = Ids(at_rest, run=linking, ended_run=ended, task=task)
+    asked = {name: row for name, row in ROUTES.items() if row.repeatable}
+    calls = {name: row.call(ids) for name, row in asked.items()}
     requester = Requester(f"{sandbox.url}/api/v3", retries_timeout=0)
-    ask(requester, calls["log_heartbeat"])
-    ask(requester, calls["set_resume_state"])
+    for name, row in asked.items():
+        if row.changes:  # once, so that there is nothing more to change
+            ask(requester, calls[name])
     answers = {name: ask(requester, call) for name, call in calls.items()}
     requester.close()
     loop, elsewhere = Loop(), StubServer({})

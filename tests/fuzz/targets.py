@@ -32,14 +32,15 @@ from airflow_jobmon_provider.client import protocol, redaction
 from airflow_jobmon_provider.client._http import errors, heartbeat_pool
 from airflow_jobmon_provider.client._http.heartbeat_pool import LONGEST_REPLY
 from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError
-from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import Call, Response, responses, routes
+from airflow_jobmon_provider.client.protocol import Response, reading, responses, routes
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization, join_prefix
 from airflow_jobmon_provider.client.validation import positive_id
 from airflow_jobmon_provider.execution.process import LONGEST_LINE, fit_to_show
 from airflow_jobmon_provider.hooks.connection import server_of_connection
 from airflow_jobmon_provider.hooks.fields import EXTRA
 from airflow_jobmon_provider.links.jobmon import workflow_url
+from tests.contract.recorder import shape
+from tests.routes import ROUTES, SAMPLES, keys_in
 
 LONGEST_MESSAGE = 1000  # characters
 SLOWEST_CASE = 1.0  # seconds of CPU time, for a megabyte
@@ -63,44 +64,7 @@ class Target:
 
 # --- Replies, as every route reads them ---------------------------------------------------------------------
 
-# Every function of the protocol that makes a call, with arguments for it; a test compares it with the module.
-ROUTES: dict[Callable[..., Call[Any]], tuple[Any, ...]] = {
-    protocol.health: (),
-    protocol.api_version: (),
-    protocol.set_resume: (7, True),
-    protocol.is_resumable: (7,),
-    protocol.force_cleanup_kill_self: (7,),
-    protocol.set_resume_state: (7, False),
-    protocol.create_workflow_run: (7, "alice", 93.0),
-    protocol.log_heartbeat: (5, RunStatus.LINKING, 93.0),
-    protocol.peek_status: (5,),
-    protocol.update_status: (5, RunStatus.ABORTED),
-    protocol.lost_workflow_runs: (RunStatus.LINKING,),
-    protocol.reap: (5,),
-    protocol.workflow_details: (7,),
-    protocol.task_counts: (7,),
-    protocol.failed_tasks: (7, 5),
-    protocol.most_recent_error: (12,),
-    protocol.probe_increase_resources: (7,),
-    protocol.increase_resources: (7,),
-}
-
-
-def routes_of_the_protocol() -> set[Callable[..., Call[Any]]]:
-    """Return the public functions of the protocol that make a call."""
-    return {
-        function
-        for name, function in inspect.getmembers(routes, inspect.isfunction)
-        if not name.startswith("_") and str(function.__annotations__.get("return", "")).startswith("Call[")
-    }
-
-
-def _declared(route: Callable[..., Call[Any]]) -> Any:
-    """Return the type of what a route's reply is read into."""
-    return typing.get_args(typing.get_type_hints(route)["return"])[0]
-
-
-CALLS = [(route(*arguments), _declared(route)) for route, arguments in ROUTES.items()]
+CALLS = [(row.call(), row.declared) for row in ROUTES.values()]
 
 URL = "http://jobmon.example/api/v3"
 PASSWORD, TOKEN, KEY = 'pass/Wörd \'n "more"', "t0ken-0123456789", "k3y-of-a-gateway"
@@ -112,34 +76,39 @@ HEADERS = {
 SECRETS = redaction.Secrets(HEADERS)
 HIDDEN = [PASSWORD, TOKEN, KEY, HEADERS["Authorization"].split()[1]]
 
-KEYS = [
-    *("status", "err_msg", "error", "detail", "type", "workflow_is_resumable", "pending_kill_self"),
-    *("num_cleaned_up", "workflow_run_id", "workflow_runs", "wf_status", "wf_name", "wfr_user", "7", "0"),
-    *("tasks", "PENDING", "SCHEDULED", "RUNNING", "DONE", "FATAL", "workflow_tasks", "TASK_ID", "TASK_NAME"),
-    *("error_description", "updated_task_count"),
-]
-COUNTS = {"tasks": 9, "PENDING": 1, "SCHEDULED": 2, "RUNNING": 3, "DONE": 2, "FATAL": 1}
-# What a real Jobmon says.
+_READERS = "".join(inspect.getsource(module) for module in (routes, reading, responses))
+
+
+def _trimmed(reply: Any) -> Any:
+    """Return a reply with no fields but those that the client reads: made-up cases are for these."""
+    if isinstance(reply, dict):
+        read = [key for key in reply if key.isdigit() or f'"{key}"' in _READERS]
+        return {key: _trimmed(reply[key]) for key in read}
+    return [_trimmed(each) for each in reply] if isinstance(reply, list) else reply
+
+
+def _of_each_kind() -> Iterator[Any]:
+    """Yield the routes' replies, of several that have the same fields and mean the same kind of thing one."""
+    seen = []
+    for _, sample in SAMPLES.values():
+        reply = _trimmed(sample.reply)
+        kind = (shape(reply), sample.result if isinstance(sample.result, type) else None)
+        if sample.status == 200 and kind not in seen:
+            seen.append(kind)
+            yield reply
+
+
+# What a real Jobmon says: each route's replies, and errors.
 REPLIES: list[Any] = [
-    {},
-    {"status": "OK"},
-    {"status": "L"},
-    {"workflow_is_resumable": True},
-    {"workflow_is_resumable": False, "pending_kill_self": 2},
-    {"num_cleaned_up": 4, "num_workflow_runs_finalized": 1},
-    {"err_msg": "Please set the appropriate resume state."},
-    {"workflow_run_id": 5, "status": "L"},
-    {"workflow_run_id": None, "err_msg": "Workflow run 4 is currentlylinking, please wait"},
-    {"workflow_run_id": None, "err_msg": "No workflow exists for ID 7"},
-    {"workflow_runs": [[5, 7], [6, 8]]},
-    [{"wf_status": "F", "wf_name": "x", "wfr_user": "bob"}],
-    {"7": COUNTS},
-    {"workflow_tasks": json.dumps({"TASK_ID": {"0": 12, "1": 11}, "TASK_NAME": {"0": "fit", "1": "load"}})},
-    {"error_description": "Traceback:\n  x\nValueError", "task_instance_id": 3},
-    {"updated_task_count": 3},
+    *_of_each_kind(),
     {"error": {"type": "<class 'sqlalchemy.exc.NoResultFound'>", "status_code": 500}},
     {"detail": "Workflow with ID 7 not found in database."},
     {"detail": [{"msg": "field required"}]},
+]
+KEYS = [
+    key
+    for key in dict.fromkeys(key for reply in REPLIES for key in keys_in(reply))
+    if key.isdigit() or f'"{key}"' in _READERS
 ]
 
 nasty = st.sampled_from(

@@ -12,6 +12,7 @@ from airflow_jobmon_provider.client._http import heartbeat_pool
 from airflow_jobmon_provider.client.protocol import reading
 from tests.fuzz import runner, targets
 from tests.fuzz.targets import TARGETS
+from tests.routes import ROUTES, public_functions
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -21,8 +22,9 @@ def test_a_moment_of_it_finds_nothing(name: str) -> None:
     assert done.readings >= done.cases >= 20
 
 
-def test_no_route_is_forgotten() -> None:
-    assert targets.routes_of_the_protocol() == set(targets.ROUTES)
+def test_every_route_is_fuzzed() -> None:
+    assert [call.route for call, _ in targets.CALLS] == [row.call().route for row in ROUTES.values()]
+    assert public_functions() == set(ROUTES)
 
 
 def mistake(name: str) -> tuple[Any, str, Any]:
