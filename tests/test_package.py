@@ -43,7 +43,7 @@ def test_the_entry_point_gives_the_provider_info() -> None:
     assert importlib.metadata.version("airflow-provider-jobmon") == __version__
 
 
-def test_nothing_is_served() -> None:
+def test_the_provider_serves_no_page_and_no_route() -> None:
     """Neither a plugin nor a route: whatever a browser sees comes from Airflow, behind its login."""
     distribution = importlib.metadata.distribution("airflow-provider-jobmon")
     assert {entry.group for entry in distribution.entry_points} == {"apache_airflow_provider"}

@@ -142,7 +142,9 @@ async def test_a_certificate_that_is_not_trusted_is_final_and_says_what_to_do(
     assert not protocol.is_retryable(caught.value)
 
 
-def test_nor_does_a_blocking_requester_try_it_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocking_requester_does_not_try_an_untrusted_server_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", pytest.fail)
     with pytest.raises(CertificateNotTrusted):
         ask(Requester(site.server.url), LOOK)
@@ -208,7 +210,7 @@ async def test_a_handshake_that_is_cut_is_an_outage(
     assert not caught.value.processed
 
 
-async def test_so_it_is_behind_a_proxy(
+async def test_an_untrusted_certificate_behind_a_proxy_is_told_too(
     exchange: Asking, call: protocol.Call[Any], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with TunnelProxy(cuts=True) as proxy:
@@ -398,14 +400,14 @@ async def test_who_stops_waiting_for_a_pool_leaves_none_behind(site: Site) -> No
     assert not async_requester._pools[asyncio.get_running_loop()]
 
 
-async def test_a_folder_of_cas_will_do(site: Site, exchange: Asking) -> None:
+async def test_verify_may_name_a_folder_of_cas(site: Site, exchange: Asking) -> None:
     folder = site.bundle.parent / "cas"
     folder.mkdir()
     with pytest.raises(CertificateNotTrusted):
         await exchange(Settings(site.server.url, verify=str(folder)), LOOK)
 
 
-def test_what_is_read_is_looked_at(tmp_path: Path) -> None:
+def test_every_file_that_tls_reads_is_watched_for_renewal(tmp_path: Path) -> None:
     cert, key = str(tmp_path / "cert"), str(tmp_path / "key")
     way = way_to(Settings("https://jobmon", verify="/b", client_cert=cert, client_key=key))
     assert set(way.files) == {"/b", cert, key}

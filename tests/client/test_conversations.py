@@ -336,7 +336,7 @@ def test_the_hand_off_limit_holds_in_an_outage_too_and_says_that_the_run_could_n
     assert "its heartbeat runs out by itself within 93 s" in end.message
 
 
-def test_the_time_for_the_whole_run_is_over() -> None:
+def test_a_watch_ends_when_the_time_for_the_whole_run_is_over() -> None:
     sim = Simulation(Run((10, "B"), (11, "R")))
     end = watch(sim, timeout=500)
     assert end.outcome is RunOutcome.TIMEOUT
@@ -369,7 +369,7 @@ def test_a_bystander_never_beats() -> None:
     assert not run.touched_after_bound
 
 
-def test_until_done_beats_while_running_too() -> None:
+def test_keep_alive_until_done_beats_while_running_too() -> None:
     run = Run((100, "B"), (101, "R"), (5000, "D"))
     assert watch(Simulation(run), keep_alive=KeepAlive.UNTIL_DONE).outcome is RunOutcome.DONE
     assert max(run.beats) > 4900

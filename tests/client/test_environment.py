@@ -72,7 +72,7 @@ def exchange(request: pytest.FixtureRequest) -> Asking:
     ],
     ids=str,
 )
-async def test_both_go_the_same_way(
+async def test_both_transports_take_the_same_proxy(
     stub: MakeStub,
     exchange: Asking,
     monkeypatch: pytest.MonkeyPatch,
@@ -112,7 +112,7 @@ def test_who_needs_no_proxy_is_decided_as_requests_decides_it(
     assert (ours and ours.address) == theirs.get(address.partition(":")[0])
 
 
-async def test_both_go_through_a_tunnel_to_https(
+async def test_both_transports_tunnel_to_https(
     stub: MakeStub, exchange: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, bundle = secure(stub, tmp_path)
@@ -181,7 +181,7 @@ async def test_a_proxy_that_one_of_them_cannot_use_is_refused_by_both(
     assert way_to(Settings("http://jobmon.example/api")).proxy is None
 
 
-def test_the_address_of_a_proxy_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_must_have_a_whole_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "alice@[::1]")
     assert way_to(Settings("http://h")).proxy == Proxy("http://[::1]:80", basic_authorization("alice", ""))
 
@@ -206,7 +206,7 @@ async def test_the_environment_is_read_when_a_requester_is_made(
 
 
 @pytest.mark.parametrize("no_proxy", ["", "127.0.0.0/8"])
-async def test_nobody_reads_netrc(
+async def test_no_transport_reads_netrc(
     stub: MakeStub, exchange: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_proxy: str
 ) -> None:
     for name in (".netrc", "_netrc"):
@@ -266,7 +266,7 @@ async def test_what_the_connection_says_comes_first(
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
-async def test_who_does_not_check_needs_no_bundle(
+async def test_a_connection_that_checks_no_certificate_needs_no_bundle(
     stub: MakeStub, exchange: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _ = secure(stub, tmp_path)

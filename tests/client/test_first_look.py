@@ -124,7 +124,7 @@ def test_a_run_in_a_status_that_is_not_known_is_watched_on_and_that_is_said_once
     )
 
 
-def test_each_of_two_such_statuses_is_said() -> None:
+def test_each_of_two_unknown_statuses_is_logged() -> None:
     run = RunOnServer("X", ((100.0, "Y"), (300.0, "D")))
     sim = Simulation(run)
     watch(sim)

@@ -177,7 +177,7 @@ def test_a_create_whose_reply_is_late_is_followed_by_a_wait_for_the_run_that_it_
     assert "one whose reply was lost" in sim.warnings[1]
 
 
-def test_what_was_said_is_at_the_right_level() -> None:
+def test_notes_of_giving_up_are_logged_at_their_level() -> None:
     sim = Simulation(RunOnServer("O"))
     give_up(sim)
     assert [level for level, _ in sim.notes] == [logging.WARNING]

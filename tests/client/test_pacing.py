@@ -98,7 +98,7 @@ def test_only_the_run_that_is_ours_is_beaten_for(status: RunStatus) -> None:
         (False, None, True, ResumeStep.CLEAN_UP),  # the server's 404 tells the user that it cannot
     ],
 )
-def test_what_follows_from_is_resumable(
+def test_the_next_step_follows_from_the_reply_of_is_resumable(
     resumable: bool, pending: int | None, force: bool, step: ResumeStep
 ) -> None:
     assert pacing.resume_step(Resumability(resumable, pending), force) is step

@@ -27,7 +27,7 @@ from tests.client.pool_server import REPLY, serving
 PEEK = protocol.peek_status(5)
 
 
-async def test_all_share_a_bounded_number_of_connections() -> None:
+async def test_all_requesters_of_a_loop_share_a_bounded_number_of_connections() -> None:
     async with serving(delay=0.02) as server:
         async with AsyncExitStack() as stack:
             settings = Settings(server.url)
@@ -102,7 +102,7 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_goes_unnoticed(
         assert server.requests == 4
 
 
-async def test_but_nothing_is_sent_twice_that_must_not_be() -> None:
+async def test_a_request_that_changes_something_is_not_sent_again() -> None:
     create = protocol.create_workflow_run(7, "alice", 93)
     async with serving(replies=1) as server, AsyncRequester(Settings(server.url)) as requester:
         await requester.ask(protocol.health())
@@ -128,7 +128,7 @@ async def test_what_plain_connections_do_not_understand_is_asked_by_aiohttp_from
         assert server.made == 2
 
 
-async def test_a_minute_later_they_are_tried_again(mocker: MockerFixture) -> None:
+async def test_plain_connections_are_tried_again_after_a_minute(mocker: MockerFixture) -> None:
     mocker.patch("airflow_jobmon_provider.client._http.heartbeat_pool.REST", 0.0)
     async with serving(reply=CHUNKED) as server, AsyncRequester(Settings(server.url)) as requester:
         assert [await requester.ask(PEEK) for _ in range(2)] == ["L"] * 2

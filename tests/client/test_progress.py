@@ -77,7 +77,9 @@ def test_what_is_larger_quieter_or_slower_is_not_asked_more_often(
         (10, 0, 60, 3600),
     ],
 )
-def test_pauses_by_example(total: int, since_change: float, took: float, pause: float) -> None:
+def test_a_pause_between_counts_follows_the_rule(
+    total: int, since_change: float, took: float, pause: float
+) -> None:
     assert progress_pause(total, since_change, took, low) == pytest.approx(pause)
     assert progress_pause(total, since_change, took, lambda low, high: high) == pytest.approx(1.1 * pause)
 
@@ -345,7 +347,7 @@ def test_what_is_known_is_told_when_the_server_does_not_answer_everything() -> N
     assert sim.notes == [(logging.INFO, f"no further details: {DOWN}")]
 
 
-def test_counts_are_told_or_not() -> None:
+def test_counting_tasks_never_fails() -> None:
     assert Simulation(Failed({12: ""})).run(count_tasks(7)) == TaskCounts(1000, 587, 0, 0, 412, 1)
     assert Simulation(Failed({}, tally=DOWN)).run(count_tasks(7)) is None
 

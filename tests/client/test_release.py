@@ -155,7 +155,7 @@ def test_a_server_that_stays_down_ends_it_too() -> None:
     assert sim.now - 1000 == pytest.approx(30)
 
 
-def test_another_refusal_is_final() -> None:
+def test_a_refusal_to_create_a_run_is_final() -> None:
     reply = {"workflow_run_id": None, "err_msg": "Workflow 7 is not in a resume-able state"}
     with pytest.raises(WorkflowNotResumable, match="not in a resume-able state"):
         create(lambda call, now: reply, perhaps_lost=True)
@@ -204,7 +204,9 @@ def give_up(server: Any, *, stop: bool = True, timeout: float = 20) -> tuple[Sim
         ("T", True, "T", 0),
     ],
 )
-def test_what_giving_up_does(status: str, stop: bool, left: str, signals: int) -> None:
+def test_giving_up_aborts_or_stops_a_run_by_its_status(
+    status: str, stop: bool, left: str, signals: int
+) -> None:
     server = Run(status)
     assert give_up(server, stop=stop)[1] is RunStatus(left)
     assert server.signals == signals
@@ -232,7 +234,7 @@ def test_an_outage_is_outlived_while_there_is_time() -> None:
     assert len(sim.warnings) == 2
 
 
-def test_a_server_that_stays_down_is_none() -> None:
+def test_a_server_that_stays_down_gives_no_status() -> None:
     assert give_up(lambda call, now: REFUSED)[1] is None
 
 
@@ -250,7 +252,7 @@ def test_a_run_without_its_executor_is_ended_where_the_reaper_does_not(before: s
 
 
 @pytest.mark.parametrize("faults", [[REFUSED], [REFUSED] * 9, [None, REFUSED], [None, NO_REPLY]])
-def test_an_outage_is_outlived(faults: list[Any]) -> None:
+def test_creating_a_run_outlives_an_outage(faults: list[Any]) -> None:
     sim = Simulation(RunOfADeadExecutor("B", *faults))
     assert sim.run(end_without_executor(5, clock=sim.clock)) is RunStatus.ERROR
     assert len(sim.warnings) == 2

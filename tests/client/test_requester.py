@@ -63,7 +63,7 @@ def send(request: pytest.FixtureRequest) -> Send:
 # --- both transports ----------------------------------------------------------------------------------------
 
 
-async def test_what_is_sent(stub: MakeStub, send: Send) -> None:
+async def test_a_request_has_the_clients_version_and_headers(stub: MakeStub, send: Send) -> None:
     server = stub({"status": "L"}, YES)
     settings = Settings(server.url + "/api/v3", headers={"Authorization": "Bearer s3cret", "X-Site": "north"})
     assert await send(settings, protocol.log_heartbeat(5, RunStatus.LINKING, 93.0)) is RunStatus.LINKING
@@ -117,7 +117,7 @@ async def test_a_server_that_hangs_up_has_heard_a_post_once(stub: MakeStub, send
     assert len(server.requests) == 1
 
 
-async def test_nobody_listens(send: Send) -> None:
+async def test_a_refused_connection_is_unreachable(send: Send) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -127,7 +127,7 @@ async def test_nobody_listens(send: Send) -> None:
     assert url in str(caught.value)
 
 
-async def test_a_server_that_says_nothing(send: Send) -> None:
+async def test_a_silent_server_is_given_up_in_time(send: Send) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings(f"http://127.0.0.1:{silent.getsockname()[1]}", request_timeout=0.2)
         with pytest.raises(ServerUnreachable, match=r"no reply within 0\.2 s") as caught:
@@ -232,7 +232,7 @@ def test_what_is_worth_it_is_tried_again_with_growing_pauses(
     "reply",
     [Reply(400, b""), Reply(401, b""), Reply(404, b""), Reply(422, b""), NO_RESULT, Reply(200, b"<p>")],
 )
-def test_what_is_not_worth_it_is_not(stub: MakeStub, quick: list[float], reply: Reply) -> None:
+def test_what_is_not_worth_a_retry_is_tried_once(stub: MakeStub, quick: list[float], reply: Reply) -> None:
     server = stub(reply)
     with pytest.raises(JobmonError):
         look(Requester(server.url))
@@ -249,7 +249,9 @@ def test_a_connection_that_is_refused_is_tried_again(quick: list[float]) -> None
 @pytest.mark.parametrize(
     "patience", [{"retries_timeout": 0}, {"retries_attempts": 1}, {"retries_attempts": 0}]
 )
-def test_no_patience_is_one_try(stub: MakeStub, quick: list[float], patience: dict[str, Any]) -> None:
+def test_a_requester_without_patience_tries_once(
+    stub: MakeStub, quick: list[float], patience: dict[str, Any]
+) -> None:
     server = stub(Reply(500, b"oops"))
     with pytest.raises(ServerFailure):
         look(Requester(server.url, **patience))
@@ -364,7 +366,7 @@ def test_names_and_defaults_are_jobmons() -> None:
     assert Requester("http://h", 1, 2, 3).request_timeout == 3
 
 
-def test_any_requester_will_do() -> None:
+def test_any_object_with_send_request_can_be_asked() -> None:
     class Minimal:
         def send_request(
             self, app_route: str, message: dict[str, Any], request_type: str, tenacious: bool = True

@@ -43,7 +43,7 @@ heartbeat:
     assert Requester.from_defaults().retries_timeout == 9
 
 
-def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_have_jobmons_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "https://jobmon.example/")
     settings = Settings.from_defaults()
     assert settings.service_url == "https://jobmon.example/api/v3"
@@ -56,7 +56,9 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("prefix", "url"), [("", "http://h"), ("api/v2/", "http://h/api/v2"), ("/", "http://h")]
 )
-def test_route_prefix(monkeypatch: pytest.MonkeyPatch, prefix: str, url: str) -> None:
+def test_the_route_prefix_is_read_as_jobmon_does(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, url: str
+) -> None:
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://h")
     monkeypatch.setenv("JOBMON__HTTP__ROUTE_PREFIX", prefix)
     assert Settings.from_defaults().service_url == url
@@ -68,7 +70,7 @@ def test_a_prefix_cannot_leave_its_place(prefix: str) -> None:
         join_prefix("http://h", prefix)
 
 
-def test_no_server_is_configured() -> None:
+def test_settings_without_a_server_are_refused() -> None:
     with pytest.raises(ConfigError, match="set JOBMON__HTTP__SERVICE_URL"):
         Settings.from_defaults()
 
@@ -89,7 +91,7 @@ def test_a_number_that_is_out_of_range_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("attempts", ["1.5"])
-def test_attempts_are_whole(monkeypatch: pytest.MonkeyPatch, attempts: str) -> None:
+def test_attempts_must_be_a_whole_number(monkeypatch: pytest.MonkeyPatch, attempts: str) -> None:
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://h")
     monkeypatch.setenv("JOBMON__HTTP__RETRIES_ATTEMPTS", attempts)
     with pytest.raises(ConfigError, match="retries_attempts must be an integer"):

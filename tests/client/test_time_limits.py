@@ -67,7 +67,7 @@ async def test_a_conversation_cannot_ask_for_more_time_than_there_is(silent: str
         await exchange(Settings(silent, request_timeout=0.3), LOOK, 60)
 
 
-def test_how_long_a_call_may_take() -> None:
+def test_a_call_has_the_time_of_its_kind() -> None:
     assert time_for(20) == 20
     assert time_for(20, costly=True) == COSTLY_TIMEOUT
     assert time_for(3000, costly=True) == 3000
@@ -131,14 +131,14 @@ async def test_a_costly_call_is_not_sent_again_while_the_server_may_be_at_it(
     assert len(server.requests) == 1
 
 
-def test_nor_by_a_tenacious_requester(stub: MakeStub) -> None:
+def test_a_costly_call_is_not_sent_again_by_a_tenacious_requester(stub: MakeStub) -> None:
     server = stub(Reply(502, b"bad gateway"))
     with pytest.raises(ServerFailure, match="the server may still be at work on it, so it is not sent again"):
         ask(Requester(server.url), COSTLY_POST)
     assert len(server.requests) == 1
 
 
-def test_nor_by_one_of_another_kind() -> None:
+def test_a_costly_call_is_not_sent_again_by_a_foreign_requester() -> None:
     class Foreign:
         service_url = "http://jobmon"
         asked: list[dict[str, Any]] = []

@@ -74,14 +74,14 @@ def test_an_int_stays_an_int() -> None:
     assert repr(seconds("interval", 30)) == "30"
 
 
-def test_whole() -> None:
+def test_a_count_must_be_a_whole_number() -> None:
     assert repr(whole("retries_attempts", 3.0)) == "3"
     for value in (-1, 1.5, True, "3", None):
         with pytest.raises(ValueError, match="retries_attempts must be an integer, at least 0, not"):
             whole("retries_attempts", value)
 
 
-def test_one_of() -> None:
+def test_a_value_must_be_one_of_those_named() -> None:
     assert one_of("if_done", "skip", ("skip", "fail")) == "skip"
     with pytest.raises(ValueError, match="if_done must be one of 'skip', 'fail', not 'ignore'"):
         one_of("if_done", "ignore", ("skip", "fail"))

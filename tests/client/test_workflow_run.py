@@ -118,7 +118,7 @@ def test_the_time_out_leaves_the_signal_standing(
     assert factory.workflow_is_resumable is False
 
 
-def test_a_forced_clean_up(sandbox: JobmonSandbox) -> None:
+def test_a_forced_clean_up_makes_the_workflow_resumable(sandbox: JobmonSandbox) -> None:
     requester = Requester(sandbox.url + "/api/v3", retries_timeout=0)
     workflow_id, run = stop_with_stuck_tasks(sandbox)
     WorkflowRunFactory(workflow_id, requester).set_workflow_resume(resume_timeout=5, force_cleanup=True)
@@ -144,7 +144,7 @@ def test_a_server_that_cannot_clean_up_says_so_before_anything_is_changed(sandbo
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "R"
 
 
-def test_how_many_were_cleaned_up(sandbox: JobmonSandbox) -> None:
+def test_a_forced_clean_up_logs_how_many_it_cleaned_up(sandbox: JobmonSandbox) -> None:
     workflow_id, _ = stop_with_stuck_tasks(sandbox)
     factory = WorkflowRunFactory(workflow_id, Requester(sandbox.url + "/api/v3"))
     assert factory.force_cleanup_kill_self() == 1
@@ -189,7 +189,7 @@ def test_a_busy_or_done_workflow_gets_no_run(
         WorkflowRunFactory(workflow.workflow_id, requester).create_workflow_run()
 
 
-def test_of_jobmons_own_binding_test(sandbox: JobmonSandbox, requester: Requester) -> None:
+def test_binding_works_as_in_jobmons_own_test(sandbox: JobmonSandbox, requester: Requester) -> None:
     """What Jobmon's test suite does with the two classes, step by step."""
     workflow = sandbox.make_workflow("new")
     factory = WorkflowRunFactory(workflow_id=workflow.workflow_id, requester=requester)
@@ -272,14 +272,14 @@ def test_a_workflow_id_that_is_none_is_refused_before_any_request(value: Any) ->
 
 
 @pytest.mark.parametrize("value", [*BAD_IDS, -1, 0])
-def test_also_for_a_run(stub: Callable[..., StubServer], value: Any) -> None:
+def test_a_run_takes_digits_for_an_id_too(stub: Callable[..., StubServer], value: Any) -> None:
     server = stub({})
     with pytest.raises(ValueError, match="workflow_id must be a positive integer"):
         WorkflowRun(value, Requester(server.url)).bind()
     assert not server.requests
 
 
-def test_digits_are_an_id() -> None:
+def test_a_factory_takes_digits_for_an_id() -> None:
     requester = Requester("http://127.0.0.1:9")
     assert WorkflowRunFactory(" 7\n", requester).workflow_id == 7
     assert WorkflowRun("7", requester).workflow_id == 7

@@ -42,7 +42,7 @@ def beat(requester: Requester, run: int | None, status: str, good_for: float = 6
     return str(reply["status"])
 
 
-def test_health_and_version(requester: Requester, prefix: str) -> None:
+def test_a_server_tells_health_and_version(requester: Requester, prefix: str) -> None:
     ask(requester, protocol.health())
     assert ask(requester, protocol.api_version()) == prefix.rpartition("/")[2]
 
@@ -72,7 +72,7 @@ def test_a_run_that_is_about_to_start_counts_as_resumable_and_refuses_another(
     ]
 
 
-def test_a_hot_resume_is_h(sandbox: JobmonSandbox, requester: Requester) -> None:
+def test_a_hot_resume_moves_a_run_to_hot_resume(sandbox: JobmonSandbox, requester: Requester) -> None:
     workflow = sandbox.make_workflow_in("R")
     ask(requester, protocol.set_resume(workflow.workflow_id, False))
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "H"
@@ -86,7 +86,7 @@ def test_set_resume_takes_a_workflow_that_does_not_exist(requester: Requester) -
     ("status", "resumable"),
     [("L", False), ("B", False), ("R", False), ("C", False), ("E", True), ("D", True), ("A", True)],
 )
-def test_what_is_resumable(
+def test_a_workflow_is_resumable_by_the_status_of_its_run(
     sandbox: JobmonSandbox, requester: Requester, prefix: str, status: str, resumable: bool
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
@@ -237,7 +237,7 @@ def test_details_tell_the_workflows_status(
     assert details.name.startswith("sandbox-")
 
 
-def test_details_of_a_workflow_with_several_runs(sandbox: JobmonSandbox, requester: Requester) -> None:
+def test_details_are_those_of_the_latest_run(sandbox: JobmonSandbox, requester: Requester) -> None:
     workflow = sandbox.make_workflow_in("E")
     run = ask(requester, protocol.create_workflow_run(workflow.workflow_id, "alice", 93)).workflow_run_id
     ask(requester, protocol.update_status(run, RunStatus.ABORTED))
@@ -247,19 +247,19 @@ def test_details_of_a_workflow_with_several_runs(sandbox: JobmonSandbox, request
     assert details.run_user in (("sandbox", "alice") if requester.url.endswith("v3") else (None,))
 
 
-def test_no_details_without_a_run(sandbox: JobmonSandbox, requester: Requester) -> None:
+def test_a_workflow_without_a_run_has_no_details(sandbox: JobmonSandbox, requester: Requester) -> None:
     assert ask(requester, protocol.workflow_details(NOBODY)) is None
     assert ask(requester, protocol.workflow_details(sandbox.make_workflow("new").workflow_id)) is None
 
 
 @pytest.mark.parametrize("call", asked_about_nobody(WorkflowNotFound), ids=lambda call: call.route)
-def test_a_workflow_that_does_not_exist(requester: Requester, call: protocol.Call[Any]) -> None:
+def test_a_workflow_that_does_not_exist_is_not_found(requester: Requester, call: protocol.Call[Any]) -> None:
     with pytest.raises(WorkflowNotFound, match=f"workflow {NOBODY} does not exist"):
         ask(requester, call)
 
 
 @pytest.mark.parametrize("call", asked_about_nobody(WorkflowRunNotFound), ids=lambda call: call.route)
-def test_a_run_that_does_not_exist(requester: Requester, call: protocol.Call[Any]) -> None:
+def test_a_run_that_does_not_exist_is_not_found(requester: Requester, call: protocol.Call[Any]) -> None:
     with pytest.raises(WorkflowRunNotFound, match=f"workflow run {NOBODY} does not exist") as caught:
         ask(requester, call)
     assert requester.url in str(caught.value)

@@ -154,7 +154,7 @@ def stack(files: Path) -> Iterator[AirflowStack]:
         yield stack
 
 
-def test_run(stack: AirflowStack) -> None:
+def test_a_dag_run_ends_and_shows_its_log(stack: AirflowStack) -> None:
     run = stack.trigger("simple", {"word": "xyzzy"})
     assert stack.wait_for_run("simple", run) == "success"
     assert stack.run_state("simple", run) == "success"

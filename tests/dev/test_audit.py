@@ -41,7 +41,7 @@ def run(server: str, pins: Path, tmp_path: Path) -> int:
     return audit.audit(options, pins)
 
 
-def test_nothing_known(
+def test_an_audit_without_findings_passes(
     stub: Callable[..., StubServer], pins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = stub({})
@@ -74,7 +74,7 @@ def test_a_service_that_is_out_of_reach_is_said_and_no_failure(
 
 
 @pytest.mark.parametrize("reply", [Reply(200, b"<html>"), Reply(403, b"no")])
-def test_whatever_else_goes_wrong_is_a_failure(
+def test_any_other_failure_of_the_audit_fails(
     stub: Callable[..., StubServer],
     pins: Path,
     tmp_path: Path,

@@ -32,7 +32,7 @@ def processes_that_hold(text: str) -> list[int]:
     return found
 
 
-def test_starting_and_stopping_twice(tmp_path: Path) -> None:
+def test_a_sandbox_can_be_started_and_stopped_twice(tmp_path: Path) -> None:
     sandbox = JobmonSandbox(directory=tmp_path)
     sandbox.start()
     url = sandbox.url
@@ -46,7 +46,7 @@ def test_starting_and_stopping_twice(tmp_path: Path) -> None:
     assert sandbox.database.exists()  # a directory that was given is the giver's
 
 
-def test_two_at_once_do_not_meet(sandbox: JobmonSandbox) -> None:
+def test_two_sandboxes_at_once_do_not_meet(sandbox: JobmonSandbox) -> None:
     with JobmonSandbox() as other:
         assert other.url != sandbox.url
         workflow = other.make_workflow("new")
@@ -90,7 +90,7 @@ def test_a_restarted_server_keeps_its_address_and_its_data() -> None:
         }
 
 
-def test_the_workflows_that_are_really_executed(sandbox: JobmonSandbox) -> None:
+def test_workflows_of_each_kind_are_really_executed(sandbox: JobmonSandbox) -> None:
     fails = sandbox.make_workflow("fails", tasks=2)
     assert sandbox.runs(fails.workflow_id) == [(fails.workflow_run_id, "E")]
     assert sandbox.task_statuses(fails.workflow_id) == ["F", "F"]
@@ -124,7 +124,7 @@ def test_details_of_the_newer_routes_have_all_that_the_released_ones_have(sandbo
     assert {key: newer[key] for key in released} == released | dates
 
 
-def test_what_it_cannot_do_is_said() -> None:
+def test_a_sandbox_says_what_it_cannot_do() -> None:
     with pytest.raises(SandboxError, match="the sandbox is not started"):
         JobmonSandbox().make_workflow("new")
 

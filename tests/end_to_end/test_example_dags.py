@@ -136,7 +136,7 @@ def test_a_run_that_ends_badly_fails_the_task(e2e_sandbox: JobmonSandbox, airflo
     assert len(errors(log)) == 1
 
 
-def test_a_workflow_that_does_not_exist(airflow: AirflowStack) -> None:
+def test_a_workflow_that_does_not_exist_fails_the_task_with_one_line(airflow: AirflowStack) -> None:
     dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": 987654})
     assert_ended(airflow, RESUME_AND_CREATE, dag_run, "failed")
     states = airflow.task_states(RESUME_AND_CREATE, dag_run)
@@ -146,7 +146,9 @@ def test_a_workflow_that_does_not_exist(airflow: AirflowStack) -> None:
     assert "does not exist" in line
 
 
-def test_a_text_that_is_no_id(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
+def test_a_text_that_is_no_id_fails_the_task_with_one_line(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
     dag_run = airflow.trigger("any_id", {"workflow_id": "1/../2"})
     assert_ended(airflow, "any_id", dag_run, "failed")
     for task in ("resume", "run"):

@@ -52,14 +52,14 @@ def test_each_line_is_passed_on_as_it_comes() -> None:
     assert started.exit_code == -signal.SIGTERM
 
 
-def test_the_rest_is_passed_on_at_the_end() -> None:
+def test_a_last_line_without_an_end_is_passed_on() -> None:
     started, log = run("import sys; print('one\\n\\ntwo'); sys.stderr.write('three'); sys.exit(4)")
     assert finish(started) == 4
     assert log.lines == ["one", "two", "three"]
     assert started.problem == "Its executor ended with 4: three"
 
 
-def test_what_it_writes_cannot_do_harm() -> None:
+def test_output_of_an_executor_cannot_do_harm() -> None:
     started, log = run("print('a\\x1b[31mb\\x00c\\td'); print('x' * 9000, end=''); print('ü')")
     finish(started)
     assert log.lines[0] == "a\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}c\td"
@@ -291,7 +291,7 @@ def test_else_the_python_beside_jobmons_command_is_taken(path: Path) -> None:
     assert find_python(None) == python
 
 
-def test_else_this_python_if_it_has_the_client(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_python_is_taken_if_it_has_jobmons_client(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = path / "site" / "jobmon" / "client"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -303,6 +303,6 @@ def test_else_this_python_if_it_has_the_client(path: Path, monkeypatch: pytest.M
         sys.modules.pop("jobmon", None)
 
 
-def test_else_it_is_an_error_that_says_what_to_do(path: Path) -> None:
+def test_a_worker_without_jobmons_client_says_what_to_do(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no Jobmon client on this worker: .* Give jobmon_python"):
         find_python(None)

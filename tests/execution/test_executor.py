@@ -239,7 +239,7 @@ def test_a_killed_executor_leaves_the_run_to_the_reaper(
     wait_until(reaped, window + 20, "Jobmon's reaper to end the run")
 
 
-def test_everything_ends_with_the_run(sandbox: JobmonSandbox, linking: MakeRun) -> None:
+def test_every_process_of_the_executor_ends_with_the_run(sandbox: JobmonSandbox, linking: MakeRun) -> None:
     workflow = linking()
     process = start(sandbox, workflow)
     outcome(sandbox, workflow, process)

@@ -293,7 +293,7 @@ def tasks_started_by(executor: Executor, workflow: SandboxWorkflow) -> list[int]
 # What it writes
 
 
-def test_nobody_who_reads_is_no_reason_to_stop(
+def test_an_executor_whose_output_is_not_read_goes_on(
     sandbox: JobmonSandbox, linking: MakeRun, start: Start
 ) -> None:
     workflow = linking()

@@ -316,7 +316,7 @@ def judge(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("times", ROUNDS)
 @pytest.mark.parametrize("name", FAULTS)
-async def test_never_a_second_run(world: World, name: str, times: str) -> None:
+async def test_no_fault_leads_to_a_second_run(world: World, name: str, times: str) -> None:
     fault, means = FAULTS[name]
     workflow = next(world.fresh)
     outcome = await outcome_of(world, fault, ROUNDS[times], lambda url: creating(url, workflow))

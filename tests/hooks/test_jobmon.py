@@ -51,7 +51,7 @@ def server(extra: Any = None, **fields: Any) -> JobmonServer:
         ({"extra": {"route_prefix": ""}}, "http://jobmon.example"),
     ],
 )
-def test_address(fields: dict[str, Any], url: str) -> None:
+def test_the_address_is_put_together_from_host_schema_and_port(fields: dict[str, Any], url: str) -> None:
     assert server(**fields).settings.service_url == url
 
 
@@ -64,14 +64,14 @@ def test_address(fields: dict[str, Any], url: str) -> None:
         ({"password": "token"}, "Bearer token"),
     ],
 )
-def test_credentials(fields: dict[str, Any], header: str | None) -> None:
+def test_login_and_password_become_a_header(fields: dict[str, Any], header: str | None) -> None:
     settings = server(**fields).settings
     assert settings.headers.get("Authorization") == header
     assert "pw" not in repr(settings)
     assert "token" not in repr(settings)
 
 
-def test_extra(tmp_path: Path) -> None:
+def test_the_extra_is_read_into_settings(tmp_path: Path) -> None:
     bundle = tmp_path / "ca.pem"
     bundle.touch()
     found = server(
@@ -115,7 +115,7 @@ def test_what_is_not_given_is_jobmons_default(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("value", "verify"), [(True, True), (False, False), ("false", False), ("True", True)]
 )
-def test_verify(value: Any, verify: bool) -> None:
+def test_verify_takes_a_flag_or_a_path(value: Any, verify: bool) -> None:
     assert server({"verify": value}).settings.verify is verify
 
 
@@ -151,7 +151,7 @@ def test_an_unchecked_certificate_is_warned_of(caplog: pytest.LogCaptureFixture)
     assert "connection 'jm' does not check its server's certificate" in caplog.text
 
 
-def test_headers_as_text_from_a_form() -> None:
+def test_headers_may_come_as_text_from_a_form() -> None:
     assert server({"headers": '{"X-Site": "north"}'}).settings.headers == {"X-Site": "north"}
 
 
@@ -219,12 +219,12 @@ def test_the_hook_reads_the_connection_once(connection: Callable[..., None], san
     assert asyncio.run(hook.aserver()) is hook.server
 
 
-def test_another_connection(connection: Callable[..., None]) -> None:
+def test_a_hook_reads_the_connection_that_it_is_given(connection: Callable[..., None]) -> None:
     connection("http://other.example", conn_id="other")
     assert JobmonHook("other").get_conn().url == "http://other.example/api/v2"
 
 
-def test_no_connection_and_no_settings() -> None:
+def test_a_hook_without_connection_and_settings_says_so() -> None:
     with pytest.raises(AirflowNotFoundException) as caught:
         JobmonHook("nowhere").get_conn()
     assert "connection 'nowhere' is not defined" in str(caught.value)
@@ -233,7 +233,7 @@ def test_no_connection_and_no_settings() -> None:
         asyncio.run(JobmonHook("nowhere").get_async_conn())
 
 
-def test_no_connection_but_jobmons_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobmons_own_settings_stand_in_for_the_default_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBMON__HTTP__SERVICE_URL", "http://from.settings")
     assert JobmonHook().get_conn().url == "http://from.settings/api/v3"
     assert asyncio.run(JobmonHook().aserver()).settings.service_url == "http://from.settings/api/v3"
@@ -326,7 +326,7 @@ def test_no_secret_is_logged(
         assert secret not in caplog.text
 
 
-def test_the_form_as_methods() -> None:
+def test_the_hook_gives_the_form_to_airflow_before_3_3() -> None:
     behaviour = JobmonHook.get_ui_field_behaviour()
     assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
     assert "Bearer" in behaviour["relabeling"]["password"]

@@ -210,7 +210,7 @@ def test_a_connection_that_is_never_read_again_ends_in_the_refusal(
     assert len(failures) == 2
 
 
-def test_a_factory_goes_on_too(jobmon: TokenServer, connection: Callable[..., None]) -> None:
+def test_a_factory_goes_on_with_a_rotated_token(jobmon: TokenServer, connection: Callable[..., None]) -> None:
     """It keeps the transport that it was made with, and waits for hours."""
     connection(jobmon.url, password="old")
     hook = JobmonHook()
@@ -389,7 +389,7 @@ async def test_a_bad_look_at_the_connection_in_an_outage_ends_nothing(
         ("nonsense", "nonsense", True),
     ],
 )
-def test_addresses_of_one_server(one: str, other: str, same: bool) -> None:
+def test_addresses_of_one_server_are_the_same(one: str, other: str, same: bool) -> None:
     assert same_server(one, other) is same
     assert same_server(other, one) is same
 

@@ -85,7 +85,7 @@ def test_a_workflow_that_stays_busy(sandbox: JobmonSandbox, deferrable: bool) ->
 
 @both
 @pytest.mark.parametrize(("reset_running_jobs", "status"), [(True, "C"), (False, "H")])
-def test_cold_and_hot(
+def test_the_signal_is_cold_or_hot_as_asked_for(
     sandbox: JobmonSandbox, deferrable: bool, reset_running_jobs: bool, status: str
 ) -> None:
     workflow = sandbox.make_workflow_in("R")
@@ -158,7 +158,7 @@ def test_a_forced_clean_up_on_a_server_without_it_changes_nothing(
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "R"
 
 
-def test_what_it_defers(sandbox: JobmonSandbox) -> None:
+def test_a_deferral_carries_plain_values_and_no_secret(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("R").workflow_id
     with pytest.raises(TaskDeferred) as deferred:
         resume(workflow_id, deferrable=True, resume_timeout=100).execute({})
@@ -298,7 +298,7 @@ def test_without_waiting_the_id_is_returned_at_once(sandbox: JobmonSandbox) -> N
 
 
 @both
-def test_nobody_takes_the_run(sandbox: JobmonSandbox, deferrable: bool) -> None:
+def test_a_run_that_no_executor_takes_is_aborted(sandbox: JobmonSandbox, deferrable: bool) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     with pytest.raises(AirflowException, match="no executor took it after 1 s in LINKING, so it was aborted"):
         run_task(create(workflow_id, deferrable=deferrable, handoff_timeout=1))
@@ -668,7 +668,9 @@ def test_no_connection(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("make", [resume, create])
-def test_a_server_that_is_down(connection: Callable[..., None], make: Callable[..., Any]) -> None:
+def test_a_server_that_is_down_fails_the_task_with_one_line(
+    connection: Callable[..., None], make: Callable[..., Any]
+) -> None:
     connection("http://127.0.0.1:9", password="s3cret")
     options = {"create_timeout": 0} if make is create else {}
     with pytest.raises(AirflowException, match="Connection refused; is the server up") as caught:

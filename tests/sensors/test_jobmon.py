@@ -84,7 +84,9 @@ def later(sandbox: JobmonSandbox, run: int | None, statuses: str, looks: str) ->
 
 
 @pytest.mark.parametrize("status", ["E", "D", "A"])
-def test_a_workflow_at_rest(sandbox: JobmonSandbox, mode: dict[str, Any], status: str) -> None:
+def test_a_sensor_ends_on_a_workflow_at_rest(
+    sandbox: JobmonSandbox, mode: dict[str, Any], status: str
+) -> None:
     workflow_id = sandbox.make_workflow_in(status).workflow_id
     assert sense(resumable(str(workflow_id), **mode)).events == []
     assert len(sandbox.requests(f"/workflow/{workflow_id}/is_resumable")) == 1
@@ -99,7 +101,7 @@ def test_it_waits_for_the_run_and_signals_nothing(sandbox: JobmonSandbox, mode: 
     assert not sandbox.requests(f"/workflow/{workflow.workflow_id}/set_resume")
 
 
-def test_its_time_out(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
+def test_a_resumable_sensor_ends_at_its_time_out(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
     workflow_id = sandbox.make_workflow_in("R").workflow_id
     with pytest.raises(AirflowSensorTimeout):
         sense(resumable(workflow_id, timeout=1, **mode))
@@ -134,12 +136,12 @@ def test_a_workflow_that_does_not_exist(sandbox: JobmonSandbox, mode: dict[str, 
 # --- WorkflowRunSensor --------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_done(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
+def test_a_run_sensor_succeeds_on_a_done_run(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
     run = sandbox.make_workflow_in("D").workflow_run_id
     assert sense(run_ended(str(run), **mode)).events == []
 
 
-def test_it_waits_for_the_end(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
+def test_a_run_sensor_waits_for_the_end_of_the_run(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
     run = sandbox.make_workflow_in("R").workflow_run_id
     acting = later(sandbox, run, "D", f"/workflow_run/{run}/log_heartbeat")
     sense(run_ended(run, poll_interval=0.2, **mode))
@@ -164,7 +166,7 @@ def test_an_end_that_comes_while_waiting_is_a_failure_too(sandbox: JobmonSandbox
     acting.join()
 
 
-def test_its_time_out_aborts_nothing(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
+def test_the_time_out_of_a_run_sensor_aborts_nothing(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:
     run = sandbox.make_workflow_in("L").workflow_run_id or 0
     with pytest.raises(AirflowSensorTimeout):
         sense(run_ended(run, timeout=1, poll_interval=0.2, **mode))

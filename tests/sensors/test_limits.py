@@ -82,7 +82,7 @@ def timed(sensor: Any, expected: Any, **options: Any) -> float:
 
 
 @sensors
-def test_its_time_out_is_to_the_second_whatever_the_poke_interval(
+def test_a_sensors_time_out_is_to_the_second_whatever_the_poke_interval(
     sandbox: JobmonSandbox, mode: dict[str, Any], make: Callable[..., Any]
 ) -> None:
     workflow = sandbox.make_workflow_in("R")
@@ -92,7 +92,7 @@ def test_its_time_out_is_to_the_second_whatever_the_poke_interval(
 
 
 @sensors
-def test_its_time_out_holds_while_the_server_refuses_connections(
+def test_a_sensors_time_out_holds_while_the_server_refuses_connections(
     connection: Callable[..., None], mode: dict[str, Any], make: Callable[..., Any]
 ) -> None:
     connection("http://127.0.0.1:9", extra={"retries_timeout": 300})
@@ -100,7 +100,7 @@ def test_its_time_out_holds_while_the_server_refuses_connections(
 
 
 @sensors
-def test_its_time_out_holds_while_the_server_is_silent(
+def test_a_sensors_time_out_holds_while_the_server_is_silent(
     connection: Callable[..., None], silent: str, mode: dict[str, Any], make: Callable[..., Any]
 ) -> None:
     connection(silent, extra={"retries_timeout": 300})

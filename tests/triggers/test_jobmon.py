@@ -97,7 +97,7 @@ async def test_it_fires_when_the_run_has_ended(sandbox: JobmonSandbox) -> None:
     assert time.monotonic() - ended < 10
 
 
-async def test_its_deadline(sandbox: JobmonSandbox) -> None:
+async def test_a_resumable_trigger_ends_at_its_deadline(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("R").workflow_id
     started = time.monotonic()
     event = await fire(WorkflowResumableTrigger(workflow_id, deadline=time.time() + 1.5))
@@ -164,7 +164,7 @@ async def test_a_run_is_kept_alive_handed_over_and_watched_to_its_end(sandbox: J
     assert {r.body["status"] for r in after[1:]} == {"G"}  # the first may have been on its way
 
 
-async def test_a_run_that_ends_done(sandbox: JobmonSandbox) -> None:
+async def test_a_trigger_fires_success_when_the_run_is_done(sandbox: JobmonSandbox) -> None:
     run = sandbox.make_workflow_in("D").workflow_run_id
     assert await fire(trigger(run)) == {
         "status": "success",
@@ -197,7 +197,9 @@ async def test_until_done_keeps_a_running_run_alive(sandbox: JobmonSandbox) -> N
     assert (await firing)["status"] == "success"
 
 
-async def test_nobody_takes_the_run(sandbox: JobmonSandbox) -> None:
+async def test_a_run_that_no_executor_takes_is_aborted_at_the_hand_off_deadline(
+    sandbox: JobmonSandbox,
+) -> None:
     run = sandbox.make_workflow_in("L").workflow_run_id or 0
     event = await fire(trigger(run, handoff_deadline=time.time() + 1.2))
     assert event["status"] == "timeout"
