@@ -40,6 +40,7 @@ def big_workflow(figures: Figures, *, quick: bool) -> None:
 
 def _measure(figures: Figures, sandbox: JobmonSandbox, doublings: int) -> None:
     from airflow_jobmon_provider.client import protocol
+    from airflow_jobmon_provider.client.protocol import routes
     from airflow_jobmon_provider.client.requester import Requester, ask
 
     started = time.perf_counter()
@@ -55,12 +56,12 @@ def _measure(figures: Figures, sandbox: JobmonSandbox, doublings: int) -> None:
     newest = sandbox.query("SELECT max(id) FROM task WHERE workflow_id = ?", workflow_id)[0][0]
     with _Stopwatch() as timed:
         for send in (block, lambda call: asyncio.run(_ask(requester.service_url, call))):
-            counts = timed(protocol.task_counts(workflow_id), send)
+            counts = timed(routes.task_counts(workflow_id), send)
             assert counts is None or (counts.total, counts.fatal) == (tasks, tasks), counts
-            failed = timed(protocol.failed_tasks(workflow_id, 5), send)
+            failed = timed(routes.failed_tasks(workflow_id, 5), send)
             last = [newest - n for n in range(5)]
             assert failed is None or [task.task_id for task in failed] == last, failed
-        timed(protocol.set_resume_state(workflow_id, True), block)
+        timed(routes.set_resume_state(workflow_id, True), block)
     left = sandbox.query("SELECT count(*) FROM task WHERE workflow_id = ? AND status <> 'G'", workflow_id)
     assert timed.timeouts.seen or left == [(0,)], left
     requester.close()

@@ -236,9 +236,9 @@ async def beats_behind_counts(url: str, counts: float, beats: float) -> dict[str
 
     Each waits at most as long as its reply takes.
     """
-    from airflow_jobmon_provider.client import protocol
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
     from airflow_jobmon_provider.client.lifecycle import RunStatus
+    from airflow_jobmon_provider.client.protocol import routes
     from airflow_jobmon_provider.client.settings import Settings
 
     settings = Settings(f"{url}/api/v3")
@@ -248,7 +248,7 @@ async def beats_behind_counts(url: str, counts: float, beats: float) -> dict[str
             return await stack.enter_async_context(AsyncRequester(settings))
 
         counting = [
-            asyncio.create_task((await requester()).ask(protocol.task_counts(workflow + 1)))
+            asyncio.create_task((await requester()).ask(routes.task_counts(workflow + 1)))
             for workflow in range(int(counts))
         ]
         await asyncio.sleep(1)
@@ -256,7 +256,7 @@ async def beats_behind_counts(url: str, counts: float, beats: float) -> dict[str
         for run in range(int(beats)):
             beating = await requester()
             before = time.perf_counter()
-            await beating.ask(protocol.log_heartbeat(run + 1, RunStatus.LINKING, 93.0))
+            await beating.ask(routes.log_heartbeat(run + 1, RunStatus.LINKING, 93.0))
             waits.append(time.perf_counter() - before)
         ended = sum(task.done() for task in counting)
         for task in counting:

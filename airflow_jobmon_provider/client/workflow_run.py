@@ -31,6 +31,7 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_ATTEMPTS,
@@ -116,7 +117,7 @@ class WorkflowRunFactory:
                 except (ServerUnreachable, ServerFailure):
                     if timeout and time.monotonic() - started >= timeout:
                         raise
-            call = protocol.set_resume(self.workflow_id, bool(reset_running_jobs))
+            call = routes.set_resume(self.workflow_id, bool(reset_running_jobs))
             yield from ask_again(call, self._retries(timeout), time.monotonic)
 
         if not self.workflow_is_resumable:
@@ -158,7 +159,7 @@ class WorkflowRunFactory:
         :returns: how many task instances were cleaned up.
         :raises RouteNotSupported: the server cannot do it (before 3.7).
         """
-        cleaned = ask(self.requester, protocol.force_cleanup_kill_self(self.workflow_id))
+        cleaned = ask(self.requester, routes.force_cleanup_kill_self(self.workflow_id))
         logger.info("workflow %d: cleaned up %d KILL_SELF task instance(s)", self.workflow_id, cleaned)
         return cleaned
 
@@ -181,10 +182,10 @@ class WorkflowRunFactory:
         :raises RouteNotSupported: the server cannot do it (before 3.6).
         :raises WorkflowNotFound: there is no such workflow.
         """
-        if not ask(self.requester, protocol.is_resumable(self.workflow_id)).resumable:
+        if not ask(self.requester, routes.is_resumable(self.workflow_id)).resumable:
             raise WorkflowBusy(f"workflow {self.workflow_id} is not resumable: a run of it is alive")
         self._refuse_if_starting()
-        raised = ask(self.requester, protocol.increase_resources(self.workflow_id))
+        raised = ask(self.requester, routes.increase_resources(self.workflow_id))
         logger.info("workflow %d: raised the resources of %d task(s)", self.workflow_id, raised)
         return raised
 
@@ -202,10 +203,10 @@ class WorkflowRunFactory:
         """
         self.wait_for_workflow_resume(force_cleanup=force_cleanup)
         self._refuse_if_starting()
-        ask(self.requester, protocol.set_resume_state(self.workflow_id, bool(reset_if_running)))
+        ask(self.requester, routes.set_resume_state(self.workflow_id, bool(reset_if_running)))
 
     def _refuse_if_starting(self) -> None:
-        details = ask(self.requester, protocol.workflow_details(self.workflow_id))
+        details = ask(self.requester, routes.workflow_details(self.workflow_id))
         if details is not None and details.status in STARTING:
             raise WorkflowBusy(
                 f"workflow {self.workflow_id} is not resumable: an executor has taken a run of it and is"
@@ -309,7 +310,7 @@ class WorkflowRun:
         if self._workflow_run_id is not None:
             return
         _refuse_no_id(self.workflow_id)
-        call = protocol.create_workflow_run(self.workflow_id, self.user, self._heartbeat.good_for)
+        call = routes.create_workflow_run(self.workflow_id, self.user, self._heartbeat.good_for)
         retrying = retries(
             getattr(self.requester, "retries_timeout", DEFAULT_RETRIES_TIMEOUT),
             getattr(self.requester, "retries_attempts", DEFAULT_RETRIES_ATTEMPTS),
@@ -327,7 +328,7 @@ class WorkflowRun:
         :raises WorkflowRunNotFound: the server does not know the run any more.
         """
         known = read_status(self.status or "")
-        call = protocol.log_heartbeat(self.workflow_run_id, known, self._heartbeat.good_for)
+        call = routes.log_heartbeat(self.workflow_run_id, known, self._heartbeat.good_for)
         return self._learn(ask(self.requester, call))
 
     def peek_status(self) -> str:
@@ -337,7 +338,7 @@ class WorkflowRun:
         :raises WorkflowNotResumable: it was not bound yet.
         :raises WorkflowRunNotFound: the server does not know the run any more.
         """
-        return self._learn(ask(self.requester, protocol.peek_status(self.workflow_run_id)))
+        return self._learn(ask(self.requester, routes.peek_status(self.workflow_run_id)))
 
     def _update_status(self, status: str) -> None:
         """Ask for a transition of the run; afterwards ``status`` is what the server says it is.
@@ -346,7 +347,7 @@ class WorkflowRun:
         :raises ValueError: there is no such status.
         """
         wanted = RunStatus(status)
-        now = self._learn(ask(self.requester, protocol.update_status(self.workflow_run_id, wanted)))
+        now = self._learn(ask(self.requester, routes.update_status(self.workflow_run_id, wanted)))
         if now != wanted:
             logger.warning("%r: Jobmon refused to move it to %s", self, wanted)
 

@@ -306,9 +306,9 @@ class JobmonHook(BaseHook):
 
         :raises JobmonError: the server did not answer, or not as Jobmon does.
         """
-        from airflow_jobmon_provider.client import protocol
+        from airflow_jobmon_provider.client.protocol import routes
 
-        return self.ask(protocol.workflow_details(workflow_id))
+        return self.ask(routes.workflow_details(workflow_id))
 
     def abort_workflow_run(self, workflow_run_id: int | str) -> RunStatus:
         """Abort a run that no executor has taken, so that nobody waits for one any longer.
@@ -353,11 +353,11 @@ class JobmonHook(BaseHook):
 
         :returns: whether it is, and a line that says which Jobmon answered or what went wrong.
         """
-        from airflow_jobmon_provider.client import protocol
+        from airflow_jobmon_provider.client.protocol import routes
 
         try:
-            self.ask(protocol.health(), tenacious=False)
-            version = self.ask(protocol.api_version(), tenacious=False)
+            self.ask(routes.health(), tenacious=False)
+            version = self.ask(routes.api_version(), tenacious=False)
             return True, f"Jobmon answers at {self.server.settings.service_url}, API {version}"
         except (JobmonError, AirflowNotFoundException) as error:
             return False, str(error)

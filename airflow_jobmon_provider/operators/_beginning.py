@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowException
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import (
     Retries,
     ask_until,
@@ -22,6 +21,7 @@ from airflow_jobmon_provider.client.conversations import (
 )
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators._decided import OwnRun
 from airflow_jobmon_provider.operators._retry import Preparation, Step, next_step, preparation
 from airflow_jobmon_provider.task.limits import execution_deadline
@@ -135,7 +135,7 @@ class Beginning:
         """Return what the run of an earlier try is now; None: the server does not know it."""
         run = earlier.workflow_run_id
         self._attempt.earlier = self._own_run(run, earlier.created_at)
-        looking = ask_until(protocol.peek_status(run), self._left(), time.monotonic)
+        looking = ask_until(routes.peek_status(run), self._left(), time.monotonic)
         try:
             status = self._attempt.converse(self._hook, looking)
         except WorkflowRunNotFound:
@@ -187,7 +187,7 @@ class Beginning:
         self._prepare(preparation(status, resume_on_retry=self._operator.resume_on_retry))
 
     def _look_at_the_workflow(self) -> WorkflowDetails | None:
-        looking = ask_until(protocol.workflow_details(self._workflow_id), self._left(), time.monotonic)
+        looking = ask_until(routes.workflow_details(self._workflow_id), self._left(), time.monotonic)
         return self._attempt.converse(self._hook, looking)
 
     def _prepare(self, what: Preparation) -> None:

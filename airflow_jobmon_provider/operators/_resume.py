@@ -19,6 +19,7 @@ from airflow_jobmon_provider.client.conversations import (
 )
 from airflow_jobmon_provider.client.exceptions import InvalidRequest, JobmonError
 from airflow_jobmon_provider.client.lifecycle import WorkflowStatus
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators._raised import RaisedMemory
 from airflow_jobmon_provider.task.errors import execution_limit
 from airflow_jobmon_provider.task.limits import remaining
@@ -114,7 +115,7 @@ class ResumeWork:
             self._log.warning("An earlier try has raised the resources of the failed tasks; not once more")
             return
         memory.remember()
-        call = protocol.increase_resources(self.decided.workflow_id)
+        call = routes.increase_resources(self.decided.workflow_id)
         try:
             raised = self._converse(ask_again(call, self._retries(), time.monotonic), None)
         except JobmonError as error:

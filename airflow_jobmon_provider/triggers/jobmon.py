@@ -206,8 +206,8 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         )
 
     async def _wait(self, requester: AsyncRequester) -> Event:
-        from airflow_jobmon_provider.client import protocol
         from airflow_jobmon_provider.client.conversations import wait_until_resumable
+        from airflow_jobmon_provider.client.protocol import routes
 
         signal = self.reset_running_jobs
         waiting = wait_until_resumable(
@@ -217,7 +217,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
             force_cleanup=self.force_cleanup,
             clock=time.monotonic,
             at_rest=True,
-            signal=None if signal is None else protocol.set_resume(self.workflow_id, signal),
+            signal=None if signal is None else routes.set_resume(self.workflow_id, signal),
         )
         try:
             await requester.converse(waiting, log=self.logger())

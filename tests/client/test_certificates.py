@@ -27,6 +27,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     UnreadableCertificate,
 )
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
@@ -37,8 +38,8 @@ from tests.tunnel_proxy import TunnelProxy
 MakeStub = Callable[..., StubServer]
 
 REPLY = {"status": "L", "workflow_is_resumable": True}
-BEAT, LOOK = protocol.peek_status(5), protocol.is_resumable(7)
-CREATE = protocol.create_workflow_run(7, "alice", 93)
+BEAT, LOOK = routes.peek_status(5), routes.is_resumable(7)
+CREATE = routes.create_workflow_run(7, "alice", 93)
 
 
 @pytest.fixture(params=[blocking, nonblocking])

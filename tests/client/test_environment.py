@@ -22,6 +22,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
     UnreadableCertificate,
 )
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
 from tests.client.timed_transports import Asking, blocking, nonblocking
@@ -31,7 +32,7 @@ from tests.tunnel_proxy import TunnelProxy
 MakeStub = Callable[..., StubServer]
 
 REPLY = {"status": "L", "workflow_is_resumable": True}
-BEAT, LOOK = protocol.peek_status(5), protocol.is_resumable(7)
+BEAT, LOOK = routes.peek_status(5), routes.is_resumable(7)
 
 
 @pytest.fixture(autouse=True)

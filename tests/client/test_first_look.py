@@ -11,7 +11,8 @@ from airflow_jobmon_provider.client.conversations import Outage, RunEnd, RunOutc
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
-from airflow_jobmon_provider.client.protocol import Call, peek_status
+from airflow_jobmon_provider.client.protocol import Call
+from airflow_jobmon_provider.client.protocol.routes import peek_status
 from tests.client.simulation import RunOnServer, Simulation
 
 

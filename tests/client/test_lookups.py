@@ -19,12 +19,13 @@ from airflow_jobmon_provider.client._http import lookups
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.exceptions import ServerUnreachable
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.settings import Settings
 from tests.client.pool_server import serving
 from tests.client.timed_transports import Asking, blocking, nonblocking
 from tests.stub_server import StubServer
 
-BEAT, LOOK = protocol.peek_status(5), protocol.is_resumable(7)
+BEAT, LOOK = routes.peek_status(5), routes.is_resumable(7)
 HERE = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)[0]
 
 
@@ -74,7 +75,7 @@ async def test_names_that_get_no_answer_hold_up_no_heartbeat_to_a_healthy_server
                 await asyncio.sleep(0.01)
             url = server.url.replace("127.0.0.1", "healthy.example")
             started = time.monotonic()
-            for call in (BEAT, protocol.update_status(5, RunStatus.ABORTED)):
+            for call in (BEAT, routes.update_status(5, RunStatus.ABORTED)):
                 assert await ask_once(AsyncRequester(Settings(url, request_timeout=5)), call) == "L"
             assert time.monotonic() - started < 5
             assert await loop.run_in_executor(None, str, "free") == "free"

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import (
     LAST_LOOK,
     Ask,
@@ -26,7 +25,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import Call
+from airflow_jobmon_provider.client.protocol import Call, routes
 from tests.client.simulation import Simulation
 
 NO_REPLY = ServerUnreachable("GET http://jobmon: no reply within 20 s")
@@ -127,18 +126,18 @@ def test_a_call_is_asked_again_through_an_outage_and_no_longer_than_the_limit() 
         return lambda _, now: {"status": "R"} if now >= 1000 + seconds else NO_REPLY
 
     simulation = Simulation(back_after(50))
-    asking = ask_until(protocol.peek_status(5), 60, simulation.clock)
+    asking = ask_until(routes.peek_status(5), 60, simulation.clock)
     assert simulation.run(asking) is RunStatus.RUNNING
     assert len(simulation.warnings) == 1
 
     simulation = Simulation(back_after(100))
     with pytest.raises(ServerUnreachable, match="no reply"):
-        simulation.run(ask_until(protocol.peek_status(5), 60, simulation.clock))
+        simulation.run(ask_until(routes.peek_status(5), 60, simulation.clock))
     assert simulation.now == pytest.approx(1060, abs=1)
 
 
 def test_a_server_that_is_silent_gets_no_longer_than_what_is_left() -> None:
-    conversation = ask_until(protocol.peek_status(5), 7, lambda: 1000.0)
+    conversation = ask_until(routes.peek_status(5), 7, lambda: 1000.0)
     step = next(conversation)
     assert isinstance(step, Ask)
     assert step.timeout == 7
@@ -146,7 +145,7 @@ def test_a_server_that_is_silent_gets_no_longer_than_what_is_left() -> None:
 
 @pytest.mark.parametrize(("processed", "asked"), [(True, 1), (False, 2)])
 def test_a_costly_call_is_not_sent_again_while_it_may_be_at_work(processed: bool, asked: int) -> None:
-    call = dataclasses.replace(protocol.set_resume_state(7, True), costly=True)
+    call = dataclasses.replace(routes.set_resume_state(7, True), costly=True)
     replies: list[Any] = [ServerFailure("423", processed=processed), {}]
     simulation = Simulation(lambda *_: replies.pop(0))
     asking = ask_until(call, 60, simulation.clock)
@@ -161,10 +160,10 @@ def test_a_costly_call_is_not_sent_again_while_it_may_be_at_work(processed: bool
 def test_a_limit_is_the_longest_time_for_an_answer() -> None:
     def ask() -> Conversation[list[str]]:
         yield Pause(4)
-        yield Ask(protocol.peek_status(5))
-        yield Ask(protocol.peek_status(5), timeout=3)
+        yield Ask(routes.peek_status(5))
+        yield Ask(routes.peek_status(5), timeout=3)
         with pytest.raises(ServerUnreachable, match="the time is over"):
-            yield Ask(protocol.peek_status(5))
+            yield Ask(routes.peek_status(5))
         return ["done"]
 
     now = [1000.0]
@@ -181,7 +180,7 @@ def test_a_limit_is_the_longest_time_for_an_answer() -> None:
 
 def test_a_late_request_has_a_second_and_no_limit_changes_nothing() -> None:
     def ask() -> Conversation[None]:
-        yield Ask(protocol.peek_status(5))
+        yield Ask(routes.peek_status(5))
 
     assert next(in_time(ask(), 0, lambda: 1000.0)).timeout == LAST_LOOK  # type: ignore[union-attr]
     assert next(in_time(ask(), math.inf, lambda: 1000.0)).timeout is None  # type: ignore[union-attr]

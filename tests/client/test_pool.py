@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from airflow_jobmon_provider.client import async_requester, protocol
+from airflow_jobmon_provider.client import async_requester
 from airflow_jobmon_provider.client._http.heartbeat_pool import LONGEST_REPLY, PlainConnections
 from airflow_jobmon_provider.client.async_requester import MAX_CONNECTIONS, AsyncRequester
 from airflow_jobmon_provider.client.conversations import Conversation, Pause
 from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable
-from airflow_jobmon_provider.client.protocol import Response
+from airflow_jobmon_provider.client.protocol import Response, routes
 from airflow_jobmon_provider.client.settings import Settings
 from tests.client.pool_server import REPLY, serving
 
-PEEK = protocol.peek_status(5)
+PEEK = routes.peek_status(5)
 
 
 async def test_all_requesters_of_a_loop_share_a_bounded_number_of_connections() -> None:
@@ -57,7 +57,7 @@ async def test_a_frequent_call_is_prepared_once_as_long_as_it_is_the_same_object
         for _ in range(3):
             await requester.ask(PEEK)
         assert prepare.call_count == 1
-        await requester.ask(protocol.peek_status(5))
+        await requester.ask(routes.peek_status(5))
         assert prepare.call_count == 2
 
 
@@ -103,9 +103,9 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_goes_unnoticed(
 
 
 async def test_a_request_that_changes_something_is_not_sent_again() -> None:
-    create = protocol.create_workflow_run(7, "alice", 93)
+    create = routes.create_workflow_run(7, "alice", 93)
     async with serving(replies=1) as server, AsyncRequester(Settings(server.url)) as requester:
-        await requester.ask(protocol.health())
+        await requester.ask(routes.health())
         with pytest.raises(ServerUnreachable):
             await requester.ask(create)
         assert server.requests == 2

@@ -31,6 +31,7 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import (
     Response,
     WorkflowDetails,
+    routes,
 )
 from airflow_jobmon_provider.client.redaction import excerpt
 from airflow_jobmon_provider.client.validation import positive_id
@@ -134,15 +135,15 @@ def test_an_excerpt_is_one_short_line_without_control_characters() -> None:
 
 
 def test_calls_send_what_the_protocol_page_says() -> None:
-    assert protocol.set_resume(7, True).message == {"reset_running_jobs": True}
-    assert protocol.set_resume_state(7, False).message == {"reset_if_running": False}
-    assert protocol.log_heartbeat(3, RunStatus.LINKING, 93.0).message == {
+    assert routes.set_resume(7, True).message == {"reset_running_jobs": True}
+    assert routes.set_resume_state(7, False).message == {"reset_if_running": False}
+    assert routes.log_heartbeat(3, RunStatus.LINKING, 93.0).message == {
         "next_report_increment": 93.0,
         "status": "L",
     }
-    assert protocol.peek_status(3).message["status"] == "G"
-    assert protocol.update_status(3, RunStatus.ABORTED).message == {"status": "A"}
-    create = protocol.create_workflow_run(7, "alice", 93.0)
+    assert routes.peek_status(3).message["status"] == "G"
+    assert routes.update_status(3, RunStatus.ABORTED).message == {"status": "A"}
+    create = routes.create_workflow_run(7, "alice", 93.0)
     assert create.message["next_report_increment"] == 93.0
     assert create.message["user"] == "alice"
     assert not create.idempotent
@@ -162,7 +163,7 @@ def test_a_reply_is_read_into_typed_data(row: Row, sample: Sample) -> None:
 
 def test_details_need_no_more_than_a_status_and_a_name() -> None:
     rows = [{"wf_status": "F", "wf_name": "x"}, {"wf_status": "F", "wf_name": "x"}]
-    assert protocol.workflow_details(7).read(rows) == WorkflowDetails("F", "x")
+    assert routes.workflow_details(7).read(rows) == WorkflowDetails("F", "x")
 
 
 @functools.cache
@@ -188,13 +189,11 @@ def test_any_json_is_read_or_a_typed_error(row: Row, data: st.DataObject) -> Non
 
 def test_a_refusal_with_status_200_is_an_error_with_the_servers_words() -> None:
     with pytest.raises(WorkflowNotResumable, match="Please set the appropriate resume state"):
-        protocol.set_resume_state(7, True).read({"err_msg": "Please set the appropriate resume state."})
+        routes.set_resume_state(7, True).read({"err_msg": "Please set the appropriate resume state."})
     with pytest.raises(WorkflowNotResumable, match="currently linking"):
-        protocol.create_workflow_run(7, "a", 93).read(
-            {"workflow_run_id": None, "err_msg": "currently linking"}
-        )
+        routes.create_workflow_run(7, "a", 93).read({"workflow_run_id": None, "err_msg": "currently linking"})
     with pytest.raises(WorkflowNotFound, match="workflow 7 does not exist"):
-        protocol.create_workflow_run(7, "a", 93).read(
+        routes.create_workflow_run(7, "a", 93).read(
             {"workflow_run_id": None, "err_msg": "No workflow exists for ID 7"}
         )
 
@@ -202,13 +201,13 @@ def test_a_refusal_with_status_200_is_an_error_with_the_servers_words() -> None:
 @pytest.mark.parametrize("rows", [[5], [[5]], [["5", 7]], [[5, True]], [[5, 7, 9]]])
 def test_a_list_of_lost_runs_holds_pairs_of_ids(rows: Any) -> None:
     with pytest.raises(UnreadableReply, match="expected pairs of ids"):
-        protocol.lost_workflow_runs(RunStatus.LINKING).read({"workflow_runs": rows})
+        routes.lost_workflow_runs(RunStatus.LINKING).read({"workflow_runs": rows})
 
 
 @pytest.mark.parametrize("number", [0, -5, 2**63, 10**4000])
 def test_an_id_that_no_database_holds_is_none(number: int) -> None:
     with pytest.raises(UnreadableReply, match="'workflow_run_id' to be") as caught:
-        protocol.create_workflow_run(7, "a", 93).read({"workflow_run_id": number, "status": "L"})
+        routes.create_workflow_run(7, "a", 93).read({"workflow_run_id": number, "status": "L"})
     assert len(str(caught.value)) < 400
 
 
@@ -237,22 +236,22 @@ def test_what_cannot_be_shown_is_named() -> None:
 
 def test_a_text_that_is_no_status_is_not_taken_for_one() -> None:
     with pytest.raises(UnreadableReply, match=r"'\?' is not a status of a workflow run"):
-        protocol.peek_status(5).read({"status": "?"})
+        routes.peek_status(5).read({"status": "?"})
 
 
 def test_errors_are_explained_in_terms_of_what_was_asked() -> None:
-    found = protocol.is_resumable(7).explain(RecordNotFound("500 NoResultFound", 500), SERVER)
+    found = routes.is_resumable(7).explain(RecordNotFound("500 NoResultFound", 500), SERVER)
     assert type(found) is WorkflowNotFound
     assert str(found) == f"workflow 7 does not exist at {SERVER}"
-    run = protocol.peek_status(5).explain(RecordNotFound("500 NoResultFound", 500), SERVER)
+    run = routes.peek_status(5).explain(RecordNotFound("500 NoResultFound", 500), SERVER)
     assert type(run) is WorkflowRunNotFound
-    cannot = protocol.force_cleanup_kill_self(7).explain(InvalidRequest(f"POST {SERVER}: 404", 404), SERVER)
+    cannot = routes.force_cleanup_kill_self(7).explain(InvalidRequest(f"POST {SERVER}: 404", 404), SERVER)
     assert type(cannot) is RouteNotSupported
     assert str(cannot) == f"this Jobmon server ({SERVER}) cannot force a clean-up; needs a newer one"
     bad = InvalidRequest(f"GET {SERVER}: 400", 400)
-    assert protocol.force_cleanup_kill_self(7).explain(bad, SERVER) is bad
+    assert routes.force_cleanup_kill_self(7).explain(bad, SERVER) is bad
     with pytest.raises(UnreadableReply) as caught:
-        protocol.is_resumable(7).understand(["no object"], SERVER)
+        routes.is_resumable(7).understand(["no object"], SERVER)
     asked = f"GET {SERVER}/workflow/7/is_resumable"
     assert str(caught.value) == f"{asked}: expected a JSON object, got ['no object']"
 

@@ -31,7 +31,7 @@ from airflow_jobmon_provider.client.exceptions import (
     UnreadableReply,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import responses
+from airflow_jobmon_provider.client.protocol import responses, routes
 from airflow_jobmon_provider.client.requester import Requester, ask, converse, retries
 from airflow_jobmon_provider.client.settings import Settings
 from tests.client.simulation import Simulation
@@ -66,8 +66,8 @@ def send(request: pytest.FixtureRequest) -> Send:
 async def test_a_request_has_the_clients_version_and_headers(stub: MakeStub, send: Send) -> None:
     server = stub({"status": "L"}, YES)
     settings = Settings(server.url + "/api/v3", headers={"Authorization": "Bearer s3cret", "X-Site": "north"})
-    assert await send(settings, protocol.log_heartbeat(5, RunStatus.LINKING, 93.0)) is RunStatus.LINKING
-    assert (await send(settings, protocol.is_resumable(7))).resumable
+    assert await send(settings, routes.log_heartbeat(5, RunStatus.LINKING, 93.0)) is RunStatus.LINKING
+    assert (await send(settings, routes.is_resumable(7))).resumable
     beat, look = server.requests
     assert (beat.method, look.method) == ("POST", "GET")
     version = f"client_jobmon_version={protocol.CLIENT_VERSION}"
@@ -101,7 +101,7 @@ async def test_what_comes_back_is_the_same_error_in_both(
 ) -> None:
     server = stub(reply)
     with pytest.raises(error) as caught:
-        await send(Settings(server.url + "/api/v3"), protocol.is_resumable(7))
+        await send(Settings(server.url + "/api/v3"), routes.is_resumable(7))
     assert f"GET {server.url}/api/v3/workflow/7/is_resumable" in str(caught.value)
     assert len(server.requests) == 1  # no redirect is followed
     if isinstance(caught.value, ServerFailure):
@@ -111,7 +111,7 @@ async def test_what_comes_back_is_the_same_error_in_both(
 async def test_a_server_that_hangs_up_has_heard_a_post_once(stub: MakeStub, send: Send) -> None:
     server = stub(HANG_UP)
     with pytest.raises(ServerUnreachable) as caught:
-        await send(Settings(server.url), protocol.create_workflow_run(7, "alice", 93))
+        await send(Settings(server.url), routes.create_workflow_run(7, "alice", 93))
     assert f"POST {server.url}/workflow_run" in str(caught.value)
     assert caught.value.processed
     assert len(server.requests) == 1
@@ -122,7 +122,7 @@ async def test_a_refused_connection_is_unreachable(send: Send) -> None:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServerUnreachable, match=r"Connection refused; is the server up") as caught:
-            await send(Settings(url), protocol.is_resumable(7))
+            await send(Settings(url), routes.is_resumable(7))
     assert not caught.value.processed
     assert url in str(caught.value)
 
@@ -131,7 +131,7 @@ async def test_a_silent_server_is_given_up_in_time(send: Send) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings(f"http://127.0.0.1:{silent.getsockname()[1]}", request_timeout=0.2)
         with pytest.raises(ServerUnreachable, match=r"no reply within 0\.2 s") as caught:
-            await send(settings, protocol.is_resumable(7))
+            await send(settings, routes.is_resumable(7))
     assert caught.value.processed
 
 
@@ -141,14 +141,14 @@ async def test_a_body_without_end_is_not_read_to_it(
     monkeypatch.setattr(responses, "MAX_REPLY_BYTES", 100_000)
     server = stub(Reply(200, b" " * 10_000_000))
     with pytest.raises(UnreadableReply, match="a reply of more than 100000 bytes"):
-        await send(Settings(server.url), protocol.is_resumable(7))
+        await send(Settings(server.url), routes.is_resumable(7))
 
 
 async def test_credentials_in_the_address_are_sent_and_never_shown(stub: MakeStub, send: Send) -> None:
     server = stub(Reply(500, b"oops"))
     settings = Settings(server.url.replace("//", "//alice:p%40ss@"))
     with pytest.raises(ServerFailure) as caught:
-        await send(settings, protocol.is_resumable(7))
+        await send(settings, routes.is_resumable(7))
     assert server.requests[0].headers["Authorization"] == "Basic YWxpY2U6cEBzcw=="
     for text in (str(caught.value), repr(settings), settings.service_url):
         assert "p%40ss" not in text
@@ -167,11 +167,11 @@ async def test_certificates_are_checked_unless_told_otherwise(
     authority.cert_pem.write_to_path(str(bundle))
     server = stub(YES, tls=tls)
     with pytest.raises(CertificateNotTrusted, match="certificate verify failed") as caught:
-        await send(Settings(server.url), protocol.is_resumable(7))
+        await send(Settings(server.url), routes.is_resumable(7))
     assert server.url in str(caught.value)
     assert not server.requests
-    assert (await send(Settings(server.url, verify=str(bundle)), protocol.is_resumable(7))).resumable
-    assert (await send(Settings(server.url, verify=False), protocol.is_resumable(7))).resumable
+    assert (await send(Settings(server.url, verify=str(bundle)), routes.is_resumable(7))).resumable
+    assert (await send(Settings(server.url, verify=False), routes.is_resumable(7))).resumable
 
 
 async def test_a_client_certificate_is_sent(stub: MakeStub, send: Send, tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ async def test_a_client_certificate_is_sent(stub: MakeStub, send: Send, tmp_path
     ways: list[dict[str, Any]] = [{"client_cert": both}, {"client_cert": cert, "client_key": key}]
     for files in ways:
         settings = Settings(server.url, verify=bundle, **files)
-        assert (await send(settings, protocol.is_resumable(7))).resumable
+        assert (await send(settings, routes.is_resumable(7))).resumable
     with pytest.raises(ServerUnreachable):
-        await send(Settings(server.url, verify=bundle), protocol.is_resumable(7))
+        await send(Settings(server.url, verify=bundle), routes.is_resumable(7))
     assert len(server.requests) == 2
 
 
@@ -203,7 +203,7 @@ async def test_netrc_is_not_a_source_of_credentials(
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     server = stub(YES)
-    await send(Settings(server.url), protocol.is_resumable(7))
+    await send(Settings(server.url), routes.is_resumable(7))
     assert "Authorization" not in server.requests[0].headers
 
 
@@ -375,7 +375,7 @@ def test_any_object_with_send_request_can_be_asked() -> None:
                 raise KeyError("a bug of its own")
             return 200, {"status": "L"}
 
-    assert ask(Minimal(), protocol.peek_status(5)) is RunStatus.LINKING
+    assert ask(Minimal(), routes.peek_status(5)) is RunStatus.LINKING
     bug: protocol.Call[Any] = protocol.Call("get", "/boom", {}, lambda reply: reply)
     with pytest.raises(KeyError, match="a bug of its own"):
         ask(Minimal(), bug)
@@ -400,9 +400,9 @@ def talk() -> Any:
     yield Note(logging.WARNING, "hello 100%")
     yield Pause(0.01)
     try:
-        yield Ask(protocol.is_resumable(7))
+        yield Ask(routes.is_resumable(7))
     except ServerFailure:
-        answer = yield Ask(protocol.is_resumable(7))
+        answer = yield Ask(routes.is_resumable(7))
         return answer.resumable
 
 
@@ -453,11 +453,11 @@ def test_a_conversation_is_told_what_came_of_each_step_and_of_no_other() -> None
     heard = []
 
     def listening() -> Any:
-        heard.append((yield Ask(protocol.is_resumable(7))))
+        heard.append((yield Ask(routes.is_resumable(7))))
         heard.append((yield Note(logging.INFO, "a note")))
         heard.append((yield Pause(1)))
         try:
-            yield Ask(protocol.is_resumable(7))
+            yield Ask(routes.is_resumable(7))
         except ServerFailure as error:
             heard.append(str(error))
         heard.append((yield Pause(1)))
@@ -496,5 +496,5 @@ async def test_a_conversation_that_is_cancelled_is_closed(stub: MakeStub) -> Non
 async def test_the_asyncio_one_must_be_entered() -> None:
     requester = AsyncRequester(Settings("http://127.0.0.1:9"))
     with pytest.raises(RuntimeError, match="asynchronous context manager"):
-        await requester.ask(protocol.health())
+        await requester.ask(routes.health())
     await requester.__aexit__(None, None, None)

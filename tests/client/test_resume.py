@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import (
     LAST_LOOK,
     Ask,
@@ -29,7 +28,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowBusy,
     WorkflowNotFound,
 )
-from airflow_jobmon_provider.client.protocol import Call
+from airflow_jobmon_provider.client.protocol import Call, routes
 
 T = TypeVar("T")
 
@@ -115,7 +114,7 @@ def begin(server: Server, **options: Any) -> Any:
     return server.run(begin_resume(7, clock=server.clock, **settings))
 
 
-SIGNAL = protocol.set_resume(7, True)
+SIGNAL = routes.set_resume(7, True)
 
 
 # --- limits -------------------------------------------------------------------------------------------------
@@ -180,13 +179,13 @@ def test_requests_are_cut_to_a_limit_and_keep_a_shorter_one_of_their_own() -> No
 @pytest.mark.parametrize(
     ("call", "error", "sent"),
     [
-        (protocol.workflow_details(7), BROKEN, 3),
-        (protocol.workflow_details(7), REFUSED, 3),
-        (protocol.set_resume_state(7, True), BROKEN, 1),  # it may still be at work
-        (protocol.set_resume_state(7, True), REFUSED, 3),
-        (protocol.increase_resources(7), BROKEN, 1),
-        (protocol.increase_resources(7), ServerFailure("423", processed=False, retry_after=2), 3),
-        (protocol.workflow_details(7), InvalidRequest("400", 400), 1),
+        (routes.workflow_details(7), BROKEN, 3),
+        (routes.workflow_details(7), REFUSED, 3),
+        (routes.set_resume_state(7, True), BROKEN, 1),  # it may still be at work
+        (routes.set_resume_state(7, True), REFUSED, 3),
+        (routes.increase_resources(7), BROKEN, 1),
+        (routes.increase_resources(7), ServerFailure("423", processed=False, retry_after=2), 3),
+        (routes.workflow_details(7), InvalidRequest("400", 400), 1),
     ],
 )
 def test_what_may_have_been_done_is_not_sent_again(call: Call[Any], error: JobmonError, sent: int) -> None:
@@ -199,7 +198,7 @@ def test_what_may_have_been_done_is_not_sent_again(call: Call[Any], error: Jobmo
 def test_asking_again_ends_with_its_time() -> None:
     server = Server(answers={"details": REFUSED})
     with pytest.raises(ServerUnreachable):
-        server.run(ask_again(protocol.workflow_details(7), Retries(8, 1000), server.clock))
+        server.run(ask_again(routes.workflow_details(7), Retries(8, 1000), server.clock))
     assert server.now - 1000 == pytest.approx(8, abs=0.01)
     assert all("refused; trying again in" in note for note in server.notes)
 

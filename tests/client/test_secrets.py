@@ -29,6 +29,7 @@ from airflow_jobmon_provider.client.exceptions import (
     UnreadableReply,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.redaction import Secrets
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
@@ -43,9 +44,9 @@ ENCODED = HEADERS["Authorization"].split()[1]
 SECRETS = ("s3cret-pw", "k3y-of-ours", ENCODED)
 
 BEAT, LOOK, CREATE = (
-    protocol.peek_status(5),
-    protocol.is_resumable(7),
-    protocol.create_workflow_run(7, "a", 93),
+    routes.peek_status(5),
+    routes.is_resumable(7),
+    routes.create_workflow_run(7, "a", 93),
 )
 
 
@@ -62,7 +63,7 @@ def assert_untold(shown: str) -> None:
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
-    "call", [BEAT, LOOK, CREATE, protocol.update_status(5, RunStatus.ABORTED)], ids=lambda c: c.route
+    "call", [BEAT, LOOK, CREATE, routes.update_status(5, RunStatus.ABORTED)], ids=lambda c: c.route
 )
 async def test_no_redirect_is_followed_by_anything(
     stub: MakeStub, send: Send, code: int, call: protocol.Call[Any]
@@ -107,7 +108,7 @@ async def test_what_a_server_echoes_is_not_passed_on(
 async def test_what_tasks_said_is_shown_without_it(stub: MakeStub, send: Send) -> None:
     said = "Traceback:\n  401 for http://alice:s3cret-pw@jobmon/api, k3y-of-ours"
     error = await send(
-        Settings(stub({"error_description": said}).url, headers=HEADERS), protocol.most_recent_error(12)
+        Settings(stub({"error_description": said}).url, headers=HEADERS), routes.most_recent_error(12)
     )
     assert error == "Traceback:\n  401 for http://***@jobmon/api, ***"
 
@@ -117,7 +118,7 @@ def test_a_table_is_json_in_json(slash: str) -> None:
     headers = {"Authorization": basic_authorization("alice", 'pä/ss "word"')}
     table = json.dumps({"TASK_ID": {"0": 1}, "TASK_NAME": {"0": 'fit pä/ss "word"'}}).replace("/", slash)
     response = protocol.Response(200, {}, json.dumps({"workflow_tasks": table}).encode())
-    call = protocol.failed_tasks(7, 5)
+    call = routes.failed_tasks(7, 5)
     reply = protocol.decipher(call.verb, "http://jobmon", response, Secrets(headers))
     assert [task.name for task in call.read(reply)] == ["fit ***"]
 

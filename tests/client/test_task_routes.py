@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import (
     InvalidRequest,
     JobmonError,
@@ -17,7 +16,7 @@ from airflow_jobmon_provider.client.exceptions import (
     UnreadableReply,
     WorkflowNotFound,
 )
-from airflow_jobmon_provider.client.protocol import TaskCounts
+from airflow_jobmon_provider.client.protocol import TaskCounts, routes
 
 SERVER = "http://jobmon.example/api/v3"
 COUNTS = {"tasks": 10, "PENDING": 1, "SCHEDULED": 2, "RUNNING": 3, "DONE": 3, "FATAL": 1}
@@ -28,9 +27,9 @@ def table(ids: Any, names: Any) -> dict[str, str]:
 
 
 def test_calls_send_what_the_protocol_page_says() -> None:
-    assert protocol.task_counts(7).message == {"workflow_ids": [7]}
-    assert protocol.failed_tasks(7, 5).message == {"status": ["FATAL"], "limit": 5}
-    assert not protocol.increase_resources(7).idempotent
+    assert routes.task_counts(7).message == {"workflow_ids": [7]}
+    assert routes.failed_tasks(7, 5).message == {"status": ["FATAL"], "limit": 5}
+    assert not routes.increase_resources(7).idempotent
 
 
 any_json = st.recursive(
@@ -47,7 +46,7 @@ any_json = st.recursive(
 @given(table=any_json)
 def test_any_table_is_read_or_a_typed_error(limit: int, table: Any) -> None:
     try:
-        protocol.failed_tasks(7, limit).read({"workflow_tasks": json.dumps(table)})
+        routes.failed_tasks(7, limit).read({"workflow_tasks": json.dumps(table)})
     except JobmonError as error:
         assert "\n" not in str(error)
 
@@ -65,12 +64,12 @@ def test_any_table_is_read_or_a_typed_error(limit: int, table: Any) -> None:
 )
 def test_counts_of_another_shape_are_unreadable(reply: Any) -> None:
     with pytest.raises(UnreadableReply):
-        protocol.task_counts(7).read(reply)
+        routes.task_counts(7).read(reply)
 
 
 def test_a_server_that_counts_nothing_does_not_know_the_workflow() -> None:
     with pytest.raises(WorkflowNotFound, match="workflow 7 does not exist"):
-        protocol.task_counts(7).read({})
+        routes.task_counts(7).read({})
 
 
 @pytest.mark.parametrize(
@@ -87,25 +86,25 @@ def test_a_server_that_counts_nothing_does_not_know_the_workflow() -> None:
 )
 def test_a_table_of_another_shape_is_unreadable(reply: Any) -> None:
     with pytest.raises(UnreadableReply) as caught:
-        protocol.failed_tasks(7, 5).read(reply)
+        routes.failed_tasks(7, 5).read(reply)
     assert len(str(caught.value)) < 400
 
 
 def test_names_are_short_lines_without_control_characters() -> None:
-    ((task),) = protocol.failed_tasks(7, 5).read(table({"0": 12}, {"0": "a\x1b[31m\n" + "x" * 1000}))
+    ((task),) = routes.failed_tasks(7, 5).read(table({"0": 12}, {"0": "a\x1b[31m\n" + "x" * 1000}))
     assert task.name.startswith("a [31m xxx")
     assert len(task.name) == 80
 
 
 @given(st.text(max_size=300))
 def test_an_error_has_short_lines_without_control_characters(text: str) -> None:
-    error = protocol.most_recent_error(12).read({"error_description": text})
+    error = routes.most_recent_error(12).read({"error_description": text})
     assert error.replace("\n", "").isprintable()
 
 
 def test_of_a_long_error_the_end_is_kept_with_its_indentation() -> None:
     text = "x" * 1_000_000 + "\nTraceback:\n\n    raise\x1b[31m ValueError\r\n" + "y" * 1000
-    lines = protocol.most_recent_error(12).read({"error_description": text}).split("\n")
+    lines = routes.most_recent_error(12).read({"error_description": text}).split("\n")
     assert lines[1:3] == ["Traceback:", "    raise [31m ValueError"]
     assert len(lines) == 4
     assert max(map(len, lines)) <= 210
@@ -126,6 +125,6 @@ def test_counts_are_shown_in_one_short_line_and_as_plain_data() -> None:
 
 def test_a_server_without_the_route_cannot_raise_resources() -> None:
     missing = InvalidRequest(f"POST {SERVER}: 404", 404)
-    error = protocol.increase_resources(7).explain(missing, SERVER)
+    error = routes.increase_resources(7).explain(missing, SERVER)
     assert type(error) is RouteNotSupported
     assert "cannot raise the resources of failed tasks; needs a newer one" in str(error)

@@ -17,6 +17,7 @@ from airflow_jobmon_provider.client import async_requester, protocol
 from airflow_jobmon_provider.client.async_requester import MAX_CONNECTIONS, AsyncRequester
 from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.client.settings import COSTLY_TIMEOUT, Settings, time_for
 from tests.client.pool_server import serving
@@ -26,8 +27,8 @@ from tests.stub_server import HANG_UP, Reply, StubServer
 MakeStub = Callable[..., StubServer]
 
 YES = {"workflow_is_resumable": True}
-BEAT = protocol.peek_status(5)
-COSTLY_POST = dataclasses.replace(protocol.set_resume_state(7, True), costly=True)
+BEAT = routes.peek_status(5)
+COSTLY_POST = dataclasses.replace(routes.set_resume_state(7, True), costly=True)
 
 
 @pytest.fixture(params=[blocking, nonblocking])
@@ -117,7 +118,7 @@ async def test_a_costly_call_has_longer_than_others(stub: MakeStub, exchange: As
         settings = Settings(server.url, request_timeout=0.2)
         assert await exchange(settings, COSTLY_POST) is None
         with pytest.raises(ServerUnreachable):
-            await exchange(settings, protocol.update_status(5, RunStatus.ABORTED))
+            await exchange(settings, routes.update_status(5, RunStatus.ABORTED))
 
 
 @pytest.mark.parametrize("reply", [HANG_UP, Reply(504, b"<html>gateway time-out</html>")], ids=["cut", "504"])

@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import UnreadableReply
 from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.workflow_run import WorkflowRun
 
 
 @pytest.mark.parametrize("code", ["X", "PAUSED", "r", "2", "a-b_c"])
 def test_a_code_that_only_a_newer_server_knows_is_shown_and_is_no_end(code: str) -> None:
-    status = protocol.peek_status(5).read({"status": code})
+    status = routes.peek_status(5).read({"status": code})
     assert isinstance(status, RunStatus)
     assert (str(status), status.value, status == code) == (f"UNKNOWN ({code})", code, True)
     assert not status.is_terminal
     assert not status.is_known
     assert "does not know" in status.meaning
-    assert status == protocol.peek_status(5).read({"status": code})
+    assert status == routes.peek_status(5).read({"status": code})
     assert status not in list(RunStatus)
 
 
@@ -40,18 +40,18 @@ def test_a_user_cannot_ask_for_a_status_that_there_is_not() -> None:
 @pytest.mark.parametrize("code", ["", " ", "?", "a b", "\x1b[31m", "L\n", "x" * 21, "<html>", "ß"])
 def test_a_text_that_cannot_be_a_code_is_a_reply_that_cannot_be_understood(code: str) -> None:
     with pytest.raises(UnreadableReply, match="is not a status of a workflow run"):
-        protocol.peek_status(5).read({"status": code})
+        routes.peek_status(5).read({"status": code})
 
 
 def test_a_run_may_be_created_in_a_status_that_only_a_newer_server_knows() -> None:
-    created = protocol.create_workflow_run(7, "alice", 93).read({"workflow_run_id": 5, "status": "X"})
+    created = routes.create_workflow_run(7, "alice", 93).read({"workflow_run_id": 5, "status": "X"})
     assert created.workflow_run_id == 5
     assert str(created.status) == "UNKNOWN (X)"
 
 
 def test_a_heartbeat_never_says_a_status_whose_meaning_is_not_known() -> None:
-    beat = protocol.log_heartbeat(5, read_status("X"), 93)
-    assert beat.message == protocol.peek_status(5).message == {"status": "G", "next_report_increment": 0}
+    beat = routes.log_heartbeat(5, read_status("X"), 93)
+    assert beat.message == routes.peek_status(5).message == {"status": "G", "next_report_increment": 0}
 
 
 class ServerOfTomorrow:

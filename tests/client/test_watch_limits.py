@@ -20,7 +20,8 @@ from airflow_jobmon_provider.client.conversations import (
 from airflow_jobmon_provider.client.exceptions import JobmonError, ServerFailure
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import Call, task_counts
+from airflow_jobmon_provider.client.protocol import Call
+from airflow_jobmon_provider.client.protocol.routes import task_counts
 from tests.client.simulation import SILENT, RunOnServer, Simulation
 
 FOR_EVER = (0.0, 1e9)

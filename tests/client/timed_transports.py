@@ -10,11 +10,12 @@ from typing import Any
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Ask
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, converse
 from airflow_jobmon_provider.client.settings import Settings
 
 Asking = Callable[..., Awaitable[Any]]
-LOOK = protocol.is_resumable(7)
+LOOK = routes.is_resumable(7)
 COSTLY_LOOK = dataclasses.replace(LOOK, costly=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.exceptions import InvalidRequest, RouteNotSupported, ServerFailure
-from airflow_jobmon_provider.client.protocol import FailedTask, TaskCounts
+from airflow_jobmon_provider.client.protocol import FailedTask, TaskCounts, routes
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.client.settings import Settings
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow
@@ -26,7 +26,7 @@ def tasks_of(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> list[FailedTa
 
 
 def test_tasks_are_counted(failed: SandboxWorkflow, requester: Requester) -> None:
-    counts = ask(requester, protocol.task_counts(failed.workflow_id))
+    counts = ask(requester, routes.task_counts(failed.workflow_id))
     assert counts == TaskCounts(total=3, pending=0, scheduled=0, running=0, done=0, fatal=3)
 
 
@@ -43,13 +43,13 @@ def test_every_status_of_a_task_is_counted_once(
     workflow = sandbox.make_workflow("new", tasks=5)
     for task, status in zip(tasks_of(sandbox, workflow), statuses, strict=True):
         sandbox.change("UPDATE task SET status = ? WHERE id = ?", status, task.task_id)
-    assert ask(requester, protocol.task_counts(workflow.workflow_id)) == counts
+    assert ask(requester, routes.task_counts(workflow.workflow_id)) == counts
 
 
 def test_counting_an_unknown_workflow_is_an_error_of_the_released_server_only(
     requester: Requester, prefix: str
 ) -> None:
-    call = protocol.task_counts(NOBODY)
+    call = routes.task_counts(NOBODY)
     if prefix == "/api/v3":
         assert ask(requester, call) == TaskCounts(0, 0, 0, 0, 0, 0)
     else:
@@ -62,26 +62,26 @@ def test_failed_tasks_are_listed_last_first(
 ) -> None:
     tasks = tasks_of(sandbox, failed)
     assert [task.name for task in tasks] == ["task-2", "task-1", "task-0"]
-    assert ask(requester, protocol.failed_tasks(failed.workflow_id, 2)) == tuple(tasks[:2])
-    assert ask(requester, protocol.failed_tasks(failed.workflow_id, 5)) == tuple(tasks)
+    assert ask(requester, routes.failed_tasks(failed.workflow_id, 2)) == tuple(tasks[:2])
+    assert ask(requester, routes.failed_tasks(failed.workflow_id, 5)) == tuple(tasks)
 
 
 def test_only_failed_tasks_are_listed(sandbox: JobmonSandbox, requester: Requester) -> None:
     workflow = sandbox.make_workflow("new", tasks=2)
-    assert ask(requester, protocol.failed_tasks(workflow.workflow_id, 5)) == ()
+    assert ask(requester, routes.failed_tasks(workflow.workflow_id, 5)) == ()
     first = tasks_of(sandbox, workflow)[-1]
     sandbox.change("UPDATE task SET status = 'F' WHERE id = ?", first.task_id)
-    assert ask(requester, protocol.failed_tasks(workflow.workflow_id, 5)) == (first,)
+    assert ask(requester, routes.failed_tasks(workflow.workflow_id, 5)) == (first,)
 
 
 def test_an_unknown_workflow_has_no_failed_tasks(requester: Requester) -> None:
-    assert ask(requester, protocol.failed_tasks(NOBODY, 5)) == ()
+    assert ask(requester, routes.failed_tasks(NOBODY, 5)) == ()
 
 
 def test_an_error_says_how_the_task_ended(
     sandbox: JobmonSandbox, failed: SandboxWorkflow, requester: Requester
 ) -> None:
-    error = ask(requester, protocol.most_recent_error(tasks_of(sandbox, failed)[0].task_id))
+    error = ask(requester, routes.most_recent_error(tasks_of(sandbox, failed)[0].task_id))
     assert "Got exit_code: 1" in error
 
 
@@ -89,22 +89,22 @@ def test_a_task_that_has_not_failed_or_is_unknown_has_no_error(
     sandbox: JobmonSandbox, requester: Requester
 ) -> None:
     task = tasks_of(sandbox, sandbox.make_workflow("new", tasks=1))[0]
-    assert ask(requester, protocol.most_recent_error(task.task_id)) == ""
-    assert ask(requester, protocol.most_recent_error(NOBODY)) == ""
+    assert ask(requester, routes.most_recent_error(task.task_id)) == ""
+    assert ask(requester, routes.most_recent_error(NOBODY)) == ""
 
 
 def test_only_a_newer_server_raises_resources(
     failed: SandboxWorkflow, requester: Requester, prefix: str
 ) -> None:
-    call = protocol.increase_resources(failed.workflow_id)
+    call = routes.increase_resources(failed.workflow_id)
     if prefix == "/api/v3":
         assert ask(requester, call) == 0
         with pytest.raises(InvalidRequest) as refused:  # which tells that the route is there
-            ask(requester, protocol.probe_increase_resources(failed.workflow_id))
+            ask(requester, routes.probe_increase_resources(failed.workflow_id))
         assert refused.value.status_code == 405
     else:
         with pytest.raises(RouteNotSupported, match="cannot raise the resources of failed tasks"):
-            ask(requester, protocol.probe_increase_resources(failed.workflow_id))
+            ask(requester, routes.probe_increase_resources(failed.workflow_id))
         with pytest.raises(RouteNotSupported, match="cannot raise the resources of failed tasks"):
             ask(requester, call)
 
@@ -117,6 +117,6 @@ async def test_both_transports_repeat_the_key_of_a_list(
     assert ask(requester, both) == sorted(map(str, ids))
     async with AsyncRequester(Settings(sandbox.url + prefix)) as transport:
         assert await transport.ask(both) == sorted(map(str, ids))
-        assert (await transport.ask(protocol.task_counts(failed.workflow_id))).fatal == 3
-        two = await transport.ask(protocol.failed_tasks(failed.workflow_id, 2))
+        assert (await transport.ask(routes.task_counts(failed.workflow_id))).fatal == 3
+        two = await transport.ask(routes.failed_tasks(failed.workflow_id, 2))
         assert len(two) == 2

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.lifecycle import STAGES, Mover, Owner, RunStatus, moves
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, ask
 from airflow_jobmon_provider.execution import executor
 from dev.jobmon_sandbox import JobmonSandbox
@@ -58,11 +58,11 @@ def test_the_server_makes_the_moves_of_the_table_and_no_other(
     run = runs.make(status)[1]
     for new in RunStatus:
         if new not in allowed:
-            assert ask(requester, protocol.update_status(run, new)) is status, new
+            assert ask(requester, routes.update_status(run, new)) is status, new
     assert sandbox.run_status(run) == status
     for new in allowed:
         other = runs.make(status)[1]
-        assert ask(requester, protocol.update_status(other, new)) is new
+        assert ask(requester, routes.update_status(other, new)) is new
 
 
 @EVERY
@@ -70,7 +70,7 @@ def test_a_signal_to_stop_moves_what_the_table_says(
     sandbox: JobmonSandbox, runs: Runs, requester: Requester, status: RunStatus
 ) -> None:
     workflow, run = runs.make(status)
-    ask(requester, protocol.set_resume(workflow, reset_running_jobs=True))
+    ask(requester, routes.set_resume(workflow, reset_running_jobs=True))
     moved = RunStatus.COLD_RESUME if status.takes_signals else status
     assert sandbox.run_status(run) == moved
 
@@ -80,7 +80,7 @@ def test_the_server_calls_a_workflow_resumable_unless_the_table_says_that_its_ru
     sandbox: JobmonSandbox, runs: Runs, requester: Requester, status: RunStatus
 ) -> None:
     workflow, _ = runs.make(status)
-    resumability = ask(requester, protocol.is_resumable(workflow))
+    resumability = ask(requester, routes.is_resumable(workflow))
     assert resumability.resumable is not STAGES[status].blocks
 
 
@@ -90,7 +90,7 @@ def test_a_heartbeat_with_the_runs_own_status_counts_where_the_table_says(
 ) -> None:
     run = runs.make(status)[1]
     before = sandbox.heartbeat_date(run)
-    assert ask(requester, protocol.log_heartbeat(run, status, 10**6)) is status
+    assert ask(requester, routes.log_heartbeat(run, status, 10**6)) is status
     counted = sandbox.heartbeat_date(run) > before + timedelta(seconds=10**5)
     assert counted is STAGES[status].heartbeat
 
@@ -112,7 +112,7 @@ def test_a_run_gives_its_workflow_the_status_of_the_table(
 ) -> None:
     gives = STAGES[status].workflow
     if gives is not None:
-        details = ask(requester, protocol.workflow_details(runs.make(status)[0]))
+        details = ask(requester, routes.workflow_details(runs.make(status)[0]))
         assert details is not None
         assert details.status == gives
     else:

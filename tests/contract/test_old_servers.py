@@ -23,6 +23,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerTooOld,
     UnreadableReply,
 )
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
@@ -85,7 +86,7 @@ def test_a_server_that_this_client_knows_costs_one_request(
 def test_a_server_whose_reply_has_shown_its_age_costs_none(
     sandbox: JobmonSandbox, requester: Requester
 ) -> None:
-    details = ask(requester, protocol.workflow_details(sandbox.make_workflow_in("E").workflow_id))
+    details = ask(requester, routes.workflow_details(sandbox.make_workflow_in("E").workflow_id))
     assert details is not None
     before = len(sandbox.requests())
     check(requester, details)
@@ -93,7 +94,7 @@ def test_a_server_whose_reply_has_shown_its_age_costs_none(
 
 
 def test_a_reply_that_does_not_show_the_servers_age_is_not_relied_on(stub: Stub) -> None:
-    details = protocol.workflow_details(7).read([{"wf_status": "F", "wf_name": "fit"}])
+    details = routes.workflow_details(7).read([{"wf_status": "F", "wf_name": "fit"}])
     assert details is not None
     with pytest.raises(ServerTooOld):
         check(Requester(stub(NOT_THERE, HEALTHY).url), details)
@@ -103,7 +104,7 @@ def test_a_reply_that_does_not_show_the_servers_age_is_not_relied_on(stub: Stub)
 def test_the_details_of_an_old_server_tell_its_age_at_no_cost(stub: Stub, row: dict[str, Any]) -> None:
     server = stub([row])
     with pytest.raises(ServerTooOld) as caught:
-        ask(Requester(server.url), protocol.workflow_details(7))
+        ask(Requester(server.url), routes.workflow_details(7))
     assert str(caught.value) == (
         f"GET {server.url}/workflow_details_viz/7: this provider needs Jobmon 3.4 or newer on the server"
     )
@@ -168,7 +169,7 @@ def test_null_is_the_reply_of_a_server_that_is_too_old_whatever_was_asked(
 def test_a_refusal_says_who_refused_and_what_to_do(stub: Stub, status: int, body: Any, says: str) -> None:
     server = stub(Reply(status, body))
     with pytest.raises(InvalidRequest) as caught:
-        ask(Requester(server.url), protocol.is_resumable(7))
+        ask(Requester(server.url), routes.is_resumable(7))
     line = str(caught.value)
     assert line.startswith(f"GET {server.url}/workflow/7/is_resumable: {status}")
     assert says in line
@@ -181,7 +182,7 @@ def test_a_refusal_says_who_refused_and_what_to_do(stub: Stub, status: int, body
 def test_a_gateways_404_that_repeats_the_address_is_no_unknown_workflow(stub: Stub) -> None:
     server = stub(Reply(404, {"detail": "no route for /api/v3/workflow/7/is_resumable"}))
     with pytest.raises(InvalidRequest) as caught:
-        ask(Requester(server.url), protocol.is_resumable(7))
+        ask(Requester(server.url), routes.is_resumable(7))
     assert type(caught.value) is InvalidRequest
 
 
@@ -191,7 +192,7 @@ def test_of_a_web_page_its_title_is_shown(stub: Stub, status: int) -> None:
     page = b"<!DOCTYPE html>\n<html><head>" + style + b"<title>\n Access\n denied </title></head></html>"
     server = stub(Reply(status, page))
     with pytest.raises(JobmonError) as caught:
-        ask(Requester(server.url, retries_timeout=0), protocol.is_resumable(7))
+        ask(Requester(server.url, retries_timeout=0), routes.is_resumable(7))
     assert f"{status} (a web page: Access denied)" in str(caught.value)
     assert "style" not in str(caught.value)
 
@@ -271,14 +272,14 @@ OURS = protocol.CLIENT_VERSION
 def test_a_refusal_names_who_has_the_workflow_and_never_the_refused_run(
     rows: list[dict[str, Any]], user: str | None
 ) -> None:
-    details = protocol.workflow_details(7, refused=True).read(rows)
+    details = routes.workflow_details(7, refused=True).read(rows)
     assert details is not None
     assert details.run_user == user
     assert details.status == "R"
 
 
 def test_without_a_refusal_the_latest_heartbeat_tells_the_user() -> None:
-    details = protocol.workflow_details(7).read([row("alice", PAST), row("me", NOW, OURS)])
+    details = routes.workflow_details(7).read([row("alice", PAST), row("me", NOW, OURS)])
     assert details is not None
     assert details.run_user == "me"
 
@@ -288,8 +289,8 @@ def test_a_refused_create_names_who_has_the_run_on_a_real_server(sandbox: Jobmon
     workflow = sandbox.make_workflow_in("R")  # by user "sandbox"
     for _ in range(2):
         with pytest.raises(JobmonError):
-            ask(requester, protocol.create_workflow_run(workflow.workflow_id, "me", 93))
-    details = ask(requester, protocol.workflow_details(workflow.workflow_id, refused=True))
+            ask(requester, routes.create_workflow_run(workflow.workflow_id, "me", 93))
+    details = ask(requester, routes.workflow_details(workflow.workflow_id, refused=True))
     assert details is not None
     assert details.run_user == "sandbox"
     assert [status for _, status in sandbox.runs(workflow.workflow_id)] == ["R", "G", "G"]
@@ -299,6 +300,6 @@ def test_in_what_a_real_server_replied_the_refused_run_is_the_last_row() -> None
     recording = recorded("3.7")["workflow_details: a refused run"]
     users = [each["wfr_user"] for each in recording["body"]]
     assert users == ["carol", "alice", "bob"]  # an ended run, one that links, and the refused one
-    details = protocol.workflow_details(1, refused=True).read(recording["body"])
+    details = routes.workflow_details(1, refused=True).read(recording["body"])
     assert details is not None
     assert details.run_user == "alice"

@@ -19,7 +19,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowRunNotFound,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
-from airflow_jobmon_provider.client.protocol import LostRun, Resumability
+from airflow_jobmon_provider.client.protocol import LostRun, Resumability, routes
 from airflow_jobmon_provider.client.requester import Requester, ask
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.routes import ROUTES, Ids
@@ -43,8 +43,8 @@ def beat(requester: Requester, run: int | None, status: str, good_for: float = 6
 
 
 def test_a_server_tells_health_and_version(requester: Requester, prefix: str) -> None:
-    ask(requester, protocol.health())
-    assert ask(requester, protocol.api_version()) == prefix.rpartition("/")[2]
+    ask(requester, routes.health())
+    assert ask(requester, routes.api_version()) == prefix.rpartition("/")[2]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_set_resume_moves_only_a_run_that_an_executor_has(
     sandbox: JobmonSandbox, requester: Requester, status: str, after: str
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
-    ask(requester, protocol.set_resume(workflow.workflow_id, True))
+    ask(requester, routes.set_resume(workflow.workflow_id, True))
     assert sandbox.run_status(workflow.workflow_run_id or 0) == after
 
 
@@ -63,9 +63,9 @@ def test_a_run_that_is_about_to_start_counts_as_resumable_and_refuses_another(
     sandbox: JobmonSandbox, requester: Requester, status: str
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
-    assert ask(requester, protocol.is_resumable(workflow.workflow_id)).resumable
+    assert ask(requester, routes.is_resumable(workflow.workflow_id)).resumable
     with pytest.raises(WorkflowBusy, match=rf"^workflow {workflow.workflow_id} has a run that .* taken") as e:
-        ask(requester, protocol.create_workflow_run(workflow.workflow_id, "me", 60))
+        ask(requester, routes.create_workflow_run(workflow.workflow_id, "me", 60))
     assert str(e.value).endswith(f"stands at {requester.url}")
     assert [run for run in sandbox.runs(workflow.workflow_id) if run[1] not in "GA"] == [
         (workflow.workflow_run_id, status)
@@ -74,12 +74,12 @@ def test_a_run_that_is_about_to_start_counts_as_resumable_and_refuses_another(
 
 def test_a_hot_resume_moves_a_run_to_hot_resume(sandbox: JobmonSandbox, requester: Requester) -> None:
     workflow = sandbox.make_workflow_in("R")
-    ask(requester, protocol.set_resume(workflow.workflow_id, False))
+    ask(requester, routes.set_resume(workflow.workflow_id, False))
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "H"
 
 
 def test_set_resume_takes_a_workflow_that_does_not_exist(requester: Requester) -> None:
-    ask(requester, protocol.set_resume(NOBODY, True))
+    ask(requester, routes.set_resume(NOBODY, True))
 
 
 @pytest.mark.parametrize(
@@ -90,40 +90,40 @@ def test_a_workflow_is_resumable_by_the_status_of_its_run(
     sandbox: JobmonSandbox, requester: Requester, prefix: str, status: str, resumable: bool
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
-    reply = ask(requester, protocol.is_resumable(workflow.workflow_id))
+    reply = ask(requester, routes.is_resumable(workflow.workflow_id))
     assert reply == Resumability(resumable, 0 if prefix == "/api/v3" else None)
 
 
 def test_a_forced_clean_up_ends_the_run_at_once(sandbox: JobmonSandbox) -> None:
     requester = Requester(sandbox.url + "/api/v3", retries_timeout=0)
     workflow_id, run = stop_with_stuck_tasks(sandbox)
-    assert ask(requester, protocol.is_resumable(workflow_id)) == Resumability(False, 1)
-    assert ask(requester, protocol.force_cleanup_kill_self(workflow_id)) == 1
+    assert ask(requester, routes.is_resumable(workflow_id)) == Resumability(False, 1)
+    assert ask(requester, routes.force_cleanup_kill_self(workflow_id)) == 1
     assert sandbox.run_status(run) == "T"
-    assert ask(requester, protocol.is_resumable(workflow_id)) == Resumability(True, 0)
+    assert ask(requester, routes.is_resumable(workflow_id)) == Resumability(True, 0)
 
 
 def test_a_released_server_cannot_force_a_clean_up(sandbox: JobmonSandbox) -> None:
     requester = Requester(sandbox.url + "/api/v2", retries_timeout=0)
     workflow_id, run = stop_with_stuck_tasks(sandbox)
     with pytest.raises(RouteNotSupported, match="cannot force a clean-up; needs a newer one") as caught:
-        ask(requester, protocol.force_cleanup_kill_self(workflow_id))
+        ask(requester, routes.force_cleanup_kill_self(workflow_id))
     assert requester.url in str(caught.value)
     assert sandbox.run_status(run) == "C"
 
 
 def test_tasks_that_are_not_done_are_reset(sandbox: JobmonSandbox, requester: Requester) -> None:
     workflow = sandbox.make_workflow_in("E", tasks=3)
-    ask(requester, protocol.set_resume_state(workflow.workflow_id, True))
+    ask(requester, routes.set_resume_state(workflow.workflow_id, True))
     assert sandbox.task_statuses(workflow.workflow_id) == ["G", "G", "G"]
 
 
 def test_running_tasks_are_reset_only_if_asked(sandbox: JobmonSandbox, requester: Requester) -> None:
     workflow = sandbox.make_workflow_in("E")
     sandbox.change("UPDATE task SET status = 'R' WHERE workflow_id = ?", workflow.workflow_id)
-    ask(requester, protocol.set_resume_state(workflow.workflow_id, False))
+    ask(requester, routes.set_resume_state(workflow.workflow_id, False))
     assert sandbox.task_statuses(workflow.workflow_id) == ["R"]
-    ask(requester, protocol.set_resume_state(workflow.workflow_id, True))
+    ask(requester, routes.set_resume_state(workflow.workflow_id, True))
     assert sandbox.task_statuses(workflow.workflow_id) == ["G"]
 
 
@@ -132,14 +132,14 @@ def test_a_reset_is_refused_with_status_200_while_a_run_is_alive(
 ) -> None:
     workflow = sandbox.make_workflow_in("R")
     with pytest.raises(WorkflowNotResumable, match="is not resumable"):
-        ask(requester, protocol.set_resume_state(workflow.workflow_id, True))
+        ask(requester, routes.set_resume_state(workflow.workflow_id, True))
 
 
 def test_a_new_run_is_linking_and_good_for_the_increment(
     sandbox: JobmonSandbox, requester: Requester
 ) -> None:
     workflow = sandbox.make_workflow_in("E")
-    run = ask(requester, protocol.create_workflow_run(workflow.workflow_id, "alice", 3600))
+    run = ask(requester, routes.create_workflow_run(workflow.workflow_id, "alice", 3600))
     assert run.status is RunStatus.LINKING
     assert sandbox.run_status(run.workflow_run_id) == "L"
     user = sandbox.query("SELECT user FROM workflow_run WHERE id = ?", run.workflow_run_id)
@@ -160,7 +160,7 @@ def test_a_workflow_that_is_busy_or_done_refuses_a_run_with_status_200(
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
     with pytest.raises(WorkflowNotResumable, match=words):
-        ask(requester, protocol.create_workflow_run(workflow.workflow_id, "alice", 93))
+        ask(requester, routes.create_workflow_run(workflow.workflow_id, "alice", 93))
     assert [s for _, s in sandbox.runs(workflow.workflow_id) if s not in "G"] == [status]
 
 
@@ -169,7 +169,7 @@ def test_a_heartbeat_in_linking_renews_the_run_and_moves_nothing(
 ) -> None:
     run = sandbox.make_workflow_in("L", good_for=5).workflow_run_id or 0
     before = sandbox.heartbeat_date(run)
-    assert ask(requester, protocol.log_heartbeat(run, RunStatus.LINKING, 3600)) is RunStatus.LINKING
+    assert ask(requester, routes.log_heartbeat(run, RunStatus.LINKING, 3600)) is RunStatus.LINKING
     assert sandbox.heartbeat_date(run) > before + timedelta(seconds=3000)
 
 
@@ -179,7 +179,7 @@ def test_a_peek_reads_the_status_and_changes_nothing(
 ) -> None:
     run = sandbox.make_workflow_in(status).workflow_run_id or 0
     before = sandbox.query("SELECT * FROM workflow_run WHERE id = ?", run)
-    assert ask(requester, protocol.peek_status(run)) is RunStatus(status)
+    assert ask(requester, routes.peek_status(run)) is RunStatus(status)
     assert sandbox.query("SELECT * FROM workflow_run WHERE id = ?", run) == before
 
 
@@ -189,7 +189,7 @@ def test_a_heartbeat_that_says_linking_does_nothing_to_a_run_that_has_moved_on(
 ) -> None:
     run = sandbox.make_workflow_in(status).workflow_run_id or 0
     before = sandbox.query("SELECT * FROM workflow_run WHERE id = ?", run)
-    assert ask(requester, protocol.log_heartbeat(run, RunStatus.LINKING, 3600)) is RunStatus(status)
+    assert ask(requester, routes.log_heartbeat(run, RunStatus.LINKING, 3600)) is RunStatus(status)
     assert sandbox.query("SELECT * FROM workflow_run WHERE id = ?", run) == before
 
 
@@ -201,7 +201,7 @@ def test_a_heartbeat_can_move_a_run(sandbox: JobmonSandbox, requester: Requester
 def test_a_heartbeat_in_running_renews_the_run(sandbox: JobmonSandbox, requester: Requester) -> None:
     run = sandbox.make_workflow_in("R", good_for=5).workflow_run_id or 0
     before = sandbox.heartbeat_date(run)
-    assert ask(requester, protocol.log_heartbeat(run, RunStatus.RUNNING, 3600)) is RunStatus.RUNNING
+    assert ask(requester, routes.log_heartbeat(run, RunStatus.RUNNING, 3600)) is RunStatus.RUNNING
     assert sandbox.heartbeat_date(run) > before + timedelta(seconds=3000)
 
 
@@ -212,7 +212,7 @@ def test_only_a_run_in_linking_can_be_aborted(
     sandbox: JobmonSandbox, requester: Requester, status: str, after: str
 ) -> None:
     run = sandbox.make_workflow_in(status).workflow_run_id or 0
-    assert ask(requester, protocol.update_status(run, RunStatus.ABORTED)) is RunStatus(after)
+    assert ask(requester, routes.update_status(run, RunStatus.ABORTED)) is RunStatus(after)
     assert sandbox.run_status(run) == after
 
 
@@ -231,7 +231,7 @@ def test_details_tell_the_workflows_status(
     sandbox: JobmonSandbox, requester: Requester, status: str, workflow_status: WorkflowStatus
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
-    details = ask(requester, protocol.workflow_details(workflow.workflow_id))
+    details = ask(requester, routes.workflow_details(workflow.workflow_id))
     assert details is not None
     assert details.status == workflow_status
     assert details.name.startswith("sandbox-")
@@ -239,17 +239,17 @@ def test_details_tell_the_workflows_status(
 
 def test_details_are_those_of_the_latest_run(sandbox: JobmonSandbox, requester: Requester) -> None:
     workflow = sandbox.make_workflow_in("E")
-    run = ask(requester, protocol.create_workflow_run(workflow.workflow_id, "alice", 93)).workflow_run_id
-    ask(requester, protocol.update_status(run, RunStatus.ABORTED))
-    details = ask(requester, protocol.workflow_details(workflow.workflow_id))
+    run = ask(requester, routes.create_workflow_run(workflow.workflow_id, "alice", 93)).workflow_run_id
+    ask(requester, routes.update_status(run, RunStatus.ABORTED))
+    details = ask(requester, routes.workflow_details(workflow.workflow_id))
     assert details is not None
     assert details.status == WorkflowStatus.ABORTED
     assert details.run_user in (("sandbox", "alice") if requester.url.endswith("v3") else (None,))
 
 
 def test_a_workflow_without_a_run_has_no_details(sandbox: JobmonSandbox, requester: Requester) -> None:
-    assert ask(requester, protocol.workflow_details(NOBODY)) is None
-    assert ask(requester, protocol.workflow_details(sandbox.make_workflow("new").workflow_id)) is None
+    assert ask(requester, routes.workflow_details(NOBODY)) is None
+    assert ask(requester, routes.workflow_details(sandbox.make_workflow("new").workflow_id)) is None
 
 
 @pytest.mark.parametrize("call", asked_about_nobody(WorkflowNotFound), ids=lambda call: call.route)
@@ -270,9 +270,9 @@ def test_lost_runs_are_listed_by_a_newer_server_only(
 ) -> None:
     workflow = sandbox.make_workflow_in("L", good_for=60)
     run = LostRun(workflow.workflow_run_id or 0, workflow.workflow_id)
-    assert run not in ask(requester, protocol.lost_workflow_runs(RunStatus.LINKING))
+    assert run not in ask(requester, routes.lost_workflow_runs(RunStatus.LINKING))
     sandbox.age_heartbeat(run.workflow_run_id, 3600)
-    found = run in ask(requester, protocol.lost_workflow_runs(RunStatus.LINKING))
+    found = run in ask(requester, routes.lost_workflow_runs(RunStatus.LINKING))
     assert found == (prefix == "/api/v3")
 
 
@@ -280,10 +280,10 @@ def test_only_a_run_whose_heartbeat_has_run_out_is_reaped(
     sandbox: JobmonSandbox, requester: Requester
 ) -> None:
     run = sandbox.make_workflow_in("L", good_for=60).workflow_run_id or 0
-    ask(requester, protocol.reap(run))
+    ask(requester, routes.reap(run))
     assert sandbox.run_status(run) == "L"
     sandbox.age_heartbeat(run, 3600)
-    ask(requester, protocol.reap(run))
+    ask(requester, routes.reap(run))
     assert sandbox.run_status(run) == "A"
 
 

@@ -21,7 +21,6 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import (
     Ask,
     Conversation,
@@ -44,7 +43,7 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import STAGES, Mover, RunStatus, moves
-from airflow_jobmon_provider.client.protocol import Call, CreatedRun
+from airflow_jobmon_provider.client.protocol import Call, CreatedRun, routes
 from airflow_jobmon_provider.client.requester import Requester, ask
 from dev.jobmon_sandbox import JobmonSandbox, SandboxError
 
@@ -564,7 +563,7 @@ class Interleavings(RuleBasedStateMachine):
     @only_if(lambda self: not any(talk.kind == "resume" for talk in self.talks))
     def resume(self, cold: bool, timeout: float) -> None:
         def resuming() -> Conversation[None]:
-            yield Ask(protocol.set_resume(self.workflow, cold))
+            yield Ask(routes.set_resume(self.workflow, cold))
             yield from wait_until_resumable(
                 self.workflow, timeout=timeout, force_cleanup=False, clock=self.clock
             )

@@ -16,9 +16,9 @@ from airflow.providers.common.compat import connection as airflow_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection
 from pytest_mock import MockerFixture
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.exceptions import ConfigError, WorkflowNotFound
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.hooks import jobmon as hook_module
 from airflow_jobmon_provider.hooks.connection import JobmonServer, server_of_connection
@@ -257,9 +257,9 @@ def test_both_transports_reach_the_server(connection: Callable[..., None], sandb
 
     async def peek() -> str:
         async with await hook.get_async_conn() as requester:
-            return (await requester.ask(protocol.peek_status(run))).value
+            return (await requester.ask(routes.peek_status(run))).value
 
-    assert hook.ask(protocol.peek_status(run)).value == asyncio.run(peek()) == "L"
+    assert hook.ask(routes.peek_status(run)).value == asyncio.run(peek()) == "L"
 
 
 def test_the_factory_is_on_the_hooks_transport(

@@ -13,7 +13,7 @@ import pytest
 from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
-from airflow_jobmon_provider.client import async_renewing, protocol, renewing
+from airflow_jobmon_provider.client import async_renewing, renewing
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Ask, Conversation
 from airflow_jobmon_provider.client.exceptions import (
@@ -25,6 +25,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ServerUnreachable,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester
 from airflow_jobmon_provider.client.settings import same_server
 from airflow_jobmon_provider.hooks import jobmon as hook_module
@@ -54,7 +55,7 @@ def blocking(hook: JobmonHook, between: list[Callable[[], None]]) -> list[str]:
     seen = []
     steps: list[Callable[[], None]] = [*between, lambda: None]
     for then in steps:
-        seen.append(hook.ask(protocol.peek_status(7)).value)
+        seen.append(hook.ask(routes.peek_status(7)).value)
         then()
     return seen
 
@@ -65,7 +66,7 @@ def deferred(hook: JobmonHook, between: list[Callable[[], None]]) -> list[str]:
         steps: list[Callable[[], None]] = [*between, lambda: None]
         async with await hook.get_async_conn() as requester:
             for then in steps:
-                seen.append((await requester.ask(protocol.peek_status(7))).value)
+                seen.append((await requester.ask(routes.peek_status(7))).value)
                 then()
         return seen
 
@@ -188,7 +189,7 @@ def test_a_connection_that_is_never_read_again_ends_in_the_refusal(
     def watch() -> Conversation[None]:
         while True:
             try:
-                yield Ask(protocol.peek_status(7))
+                yield Ask(routes.peek_status(7))
             except ServerFailure as error:
                 failures.append(error)
             else:
@@ -247,7 +248,7 @@ def test_threads_that_are_refused_together_read_the_connection_once(
     readings: list[object] = []
     read = JobmonHook._read
     monkeypatch.setattr(JobmonHook, "_read", lambda self: readings.append(1) or read(self))  # type: ignore[func-returns-value]
-    threads = [threading.Thread(target=hook.ask, args=(protocol.peek_status(7),)) for _ in range(4)]
+    threads = [threading.Thread(target=hook.ask, args=(routes.peek_status(7),)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -274,7 +275,7 @@ async def test_many_triggers_that_are_refused_read_the_connection_a_few_times(
         requesters = [await stack.enter_async_context(await JobmonHook().get_async_conn()) for _ in range(40)]
         jobmon.takes = "new"
         connection(jobmon.url, password="new")
-        statuses = await asyncio.gather(*(r.ask(protocol.peek_status(7)) for r in requesters))
+        statuses = await asyncio.gather(*(r.ask(routes.peek_status(7)) for r in requesters))
     assert set(statuses) == {RunStatus.RUNNING}
     assert len(readings) < len(requesters) / 2
 
@@ -286,7 +287,7 @@ async def test_requests_of_one_transport_change_together(
     async with await JobmonHook().get_async_conn() as requester:
         jobmon.takes = "new"
         connection(jobmon.url, password="new")
-        await asyncio.gather(*(requester.ask(protocol.peek_status(7)) for _ in range(10)))
+        await asyncio.gather(*(requester.ask(routes.peek_status(7)) for _ in range(10)))
         assert requester.settings.headers == {"Authorization": "Bearer new"}
 
 
@@ -304,9 +305,9 @@ async def test_another_ca_is_taken_from_the_connection(
     monkeypatch.setattr(AsyncRequester, "ask", distrusting)
     async with await JobmonHook().get_async_conn() as requester:
         with pytest.raises(CertificateNotTrusted):
-            await requester.ask(protocol.peek_status(7))
+            await requester.ask(routes.peek_status(7))
         connection(jobmon.url, password="old", extra={"verify": False})
-        assert await requester.ask(protocol.peek_status(7)) is RunStatus.RUNNING
+        assert await requester.ask(routes.peek_status(7)) is RunStatus.RUNNING
 
 
 # --- outages ------------------------------------------------------------------------------------------------
@@ -321,11 +322,11 @@ async def test_a_connection_that_is_corrected_in_an_outage_is_read(
     connection(server.url)
     async with await JobmonHook().get_async_conn() as requester:
         with pytest.raises(ServerFailure):
-            await requester.ask(protocol.peek_status(7))
+            await requester.ask(routes.peek_status(7))
         connection(server.url, password="new")
         with pytest.raises(ServerFailure):
-            await requester.ask(protocol.peek_status(7))
-        await requester.ask(protocol.peek_status(7))
+            await requester.ask(routes.peek_status(7))
+        await requester.ask(routes.peek_status(7))
         assert server.requests[2].headers["Authorization"] == "Bearer new"
 
 
@@ -337,10 +338,10 @@ async def test_an_outage_of_a_server_that_the_connection_no_longer_names_is_over
     connection("http://127.0.0.1:9")
     async with await JobmonHook().get_async_conn() as requester:
         with pytest.raises(ServerUnreachable):
-            await requester.ask(protocol.peek_status(7))
+            await requester.ask(routes.peek_status(7))
         connection("http://127.0.0.1:10")
         with pytest.raises(ConfigError, match="now names the server"):
-            await requester.ask(protocol.peek_status(7))
+            await requester.ask(routes.peek_status(7))
 
 
 async def test_an_outage_of_airflow_beside_that_of_jobmon_is_none_of_its_own(
@@ -354,10 +355,10 @@ async def test_an_outage_of_airflow_beside_that_of_jobmon_is_none_of_its_own(
         never = asyncio.Event()
         monkeypatch.setattr(JobmonHook, "_aread", lambda self: never.wait())
         with pytest.raises(ServerUnreachable):
-            await asyncio.wait_for(requester.ask(protocol.peek_status(7)), 10)
+            await asyncio.wait_for(requester.ask(routes.peek_status(7)), 10)
         monkeypatch.setattr(async_renewing, "LOOK_AGAIN_AFTER", 3600.0)
         with pytest.raises(ServerUnreachable):
-            await requester.ask(protocol.peek_status(7))
+            await requester.ask(routes.peek_status(7))
 
 
 async def test_a_bad_look_at_the_connection_in_an_outage_ends_nothing(
@@ -369,7 +370,7 @@ async def test_a_bad_look_at_the_connection_in_an_outage_ends_nothing(
     async with await JobmonHook().get_async_conn() as requester:
         connection("http://127.0.0.1:9", extra={"verify": "/no/such/bundle.pem"})
         with pytest.raises(ServerUnreachable):
-            await requester.ask(protocol.peek_status(7))
+            await requester.ask(routes.peek_status(7))
 
 
 # --- which server -------------------------------------------------------------------------------------------

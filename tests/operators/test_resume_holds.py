@@ -21,6 +21,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_jobmon_provider.client import protocol
+from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators.jobmon import ResumeWorkflowOperator
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.airflow_task import TaskInstance, fire, run_task
@@ -358,7 +359,7 @@ def test_what_was_certainly_not_raised_is_raised_by_the_retry(
     task = resume(workflow_id, increase_resources=True)
     context: Any = {"ti": TaskInstance(), "task_state_store": store}
     with monkeypatch.context() as patch:
-        nowhere = replace(protocol.increase_resources(workflow_id), route="/nowhere")
+        nowhere = replace(routes.increase_resources(workflow_id), route="/nowhere")
         patch.setattr(protocol, "increase_resources", lambda workflow_id: nowhere)
         with pytest.raises(AirflowException, match="cannot raise the resources") as caught:
             task.execute(context)

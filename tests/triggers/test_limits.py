@@ -187,7 +187,7 @@ async def test_a_run_whose_executor_does_not_begin_is_moved_to_error(
     assert "has not begun" in logged()
 
 
-async def test_a_run_of_another_task_is_not_aborted(sandbox: JobmonSandbox) -> None:
+async def test_a_starting_run_of_another_task_is_not_moved(sandbox: JobmonSandbox) -> None:
     run = sandbox.make_workflow_in("O").workflow_run_id or 0
     event = await fire(trigger(run, startup_timeout=0.2, deadline=time.time() + 0.8))
     assert (event["status"], sandbox.run_status(run)) == ("timeout", "O")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import pacing
 from airflow_jobmon_provider.client.conversations.asking import left_until
 from airflow_jobmon_provider.client.conversations.pacing import Uniform
@@ -17,7 +16,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowBusy,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import CreatedRun
+from airflow_jobmon_provider.client.protocol import CreatedRun, routes
 
 
 def create_run(
@@ -53,7 +52,7 @@ def create_run(
     while True:
         problem: JobmonError
         try:
-            call = protocol.create_workflow_run(workflow_id, user, good_for)
+            call = routes.create_workflow_run(workflow_id, user, good_for)
             created: CreatedRun = yield Ask(call, left_until(end, clock))
             return created
         except WorkflowBusy as error:
@@ -92,7 +91,7 @@ def _with_owner(
     """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.7)."""
     if isinstance(problem, WorkflowBusy):
         try:
-            details = yield Ask(protocol.workflow_details(workflow_id, refused=True), left_until(end, clock))
+            details = yield Ask(routes.workflow_details(workflow_id, refused=True), left_until(end, clock))
         except JobmonError:
             details = None
         if details is not None and details.run_user is not None:
@@ -106,10 +105,10 @@ def _reap_lost_run(workflow_id: int, end: float, clock: Clock) -> Conversation[N
     3.4.8 lists only the runs of its own version, which no route tells, so there it is Jobmon's reaper's work.
     """
     try:
-        lost = yield Ask(protocol.lost_workflow_runs(RunStatus.LINKING), left_until(end, clock))
+        lost = yield Ask(routes.lost_workflow_runs(RunStatus.LINKING), left_until(end, clock))
         for run in lost:
             if run.workflow_id == workflow_id:
-                yield Ask(protocol.reap(run.workflow_run_id), left_until(end, clock))
+                yield Ask(routes.reap(run.workflow_run_id), left_until(end, clock))
                 yield Note(logging.INFO, f"reaped workflow run {run.workflow_run_id}: nobody kept it alive")
     except JobmonError as error:
         yield Note(logging.DEBUG, f"workflow {workflow_id}: no lost run could be reaped: {error}")

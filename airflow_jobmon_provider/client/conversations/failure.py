@@ -6,10 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import TypeVar
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations.steps import Ask, Conversation, Note
 from airflow_jobmon_provider.client.exceptions import JobmonError
-from airflow_jobmon_provider.client.protocol import Call, FailedTask, TaskCounts
+from airflow_jobmon_provider.client.protocol import Call, FailedTask, TaskCounts, routes
 
 T = TypeVar("T")
 
@@ -37,7 +36,7 @@ class Explanation:
 
 def count_tasks(workflow_id: int) -> Conversation[TaskCounts | None]:
     """Return how many tasks are where, asked once; None: the server did not tell."""
-    return (yield from _try(protocol.task_counts(workflow_id)))
+    return (yield from _try(routes.task_counts(workflow_id)))
 
 
 def explain_failure(workflow_id: int, *, limit: int = 5, lines: int = 10) -> Conversation[Explanation]:
@@ -49,12 +48,12 @@ def explain_failure(workflow_id: int, *, limit: int = 5, lines: int = 10) -> Con
     counts = yield from count_tasks(workflow_id)
     tasks: tuple[FailedTask, ...] = ()
     if limit > 0 and (counts is None or counts.fatal):
-        tasks = (yield from _try(protocol.failed_tasks(workflow_id, limit))) or ()
+        tasks = (yield from _try(routes.failed_tasks(workflow_id, limit))) or ()
     errors: list[tuple[FailedTask, list[str]]] = []
     answers = lines > 0
     for task in tasks:
         # What did not answer for one task won't for the next, and each try may take a whole time-out.
-        error = (yield from _try(protocol.most_recent_error(task.task_id))) if answers else None
+        error = (yield from _try(routes.most_recent_error(task.task_id))) if answers else None
         answers = error is not None
         errors.append((task, (error or "").splitlines()[-lines:]))
     return Explanation(counts, _failure_text(counts, errors))

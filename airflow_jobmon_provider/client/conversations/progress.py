@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import random
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations.pacing import Uniform
 from airflow_jobmon_provider.client.conversations.steps import Ask, Clock, Conversation, Note
 from airflow_jobmon_provider.client.exceptions import JobmonError
-from airflow_jobmon_provider.client.protocol import TaskCounts
+from airflow_jobmon_provider.client.protocol import TaskCounts, routes
 
 SHORTEST_PROGRESS_PAUSE = 60.0
 
@@ -85,7 +84,7 @@ class ProgressWatch:
         asked = self._clock()
         settled = True
         try:
-            counts: TaskCounts = yield Ask(protocol.task_counts(self._workflow_id), COUNT_TIMEOUT)
+            counts: TaskCounts = yield Ask(routes.task_counts(self._workflow_id), COUNT_TIMEOUT)
         except JobmonError as error:
             if not self._told:
                 self._told = True

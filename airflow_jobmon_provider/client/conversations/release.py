@@ -6,7 +6,6 @@ import logging
 import random
 from dataclasses import replace
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import pacing
 from airflow_jobmon_provider.client.conversations.asking import LAST_LOOK, Outage, left_until
 from airflow_jobmon_provider.client.conversations.pacing import Uniform
@@ -16,7 +15,7 @@ from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
 )
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import Call
+from airflow_jobmon_provider.client.protocol import Call, routes
 
 _OVERDUE_PATIENCE = 5.0  # seconds: a worker goes on trying
 
@@ -28,7 +27,7 @@ def abort(workflow_run_id: int) -> Call[RunStatus]:
 
     Only LINKING leads to ABORTED. For a run in any other status the call reads it, and changes nothing.
     """
-    return protocol.update_status(workflow_run_id, RunStatus.ABORTED)
+    return routes.update_status(workflow_run_id, RunStatus.ABORTED)
 
 
 def end_without_executor(
@@ -52,7 +51,7 @@ def end_without_executor(
     while True:
         seen = yield from outage.ask(abort(workflow_run_id))
         if taken and seen is not None and seen.is_starting:
-            seen = yield from outage.ask(protocol.update_status(workflow_run_id, RunStatus.ERROR))
+            seen = yield from outage.ask(routes.update_status(workflow_run_id, RunStatus.ERROR))
         if seen is not None:
             return seen
         yield Pause(outage.pause(pacing.LONGEST_OUTAGE_PAUSE, uniform))
@@ -99,7 +98,7 @@ def give_up_run(
             # In a status that is not known, this run is not what the signal would move.
             if stop_workflow is not None and seen.takes_signals:
                 # If the reply is lost, the status is read again before another signal.
-                signal = protocol.set_resume(stop_workflow, reset_running_jobs=True)
+                signal = routes.set_resume(stop_workflow, reset_running_jobs=True)
                 yield from outage.ask(signal, left_until(end, clock))
         elapsed = clock() - started
         if elapsed >= timeout:

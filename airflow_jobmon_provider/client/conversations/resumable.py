@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import pacing
 from airflow_jobmon_provider.client.conversations.asking import (
     _SHORTEST_PAUSE,
@@ -24,7 +23,7 @@ from airflow_jobmon_provider.client.exceptions import (
     ResumeTimeout,
 )
 from airflow_jobmon_provider.client.lifecycle import WorkflowStatus
-from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
+from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails, routes
 
 
 def wait_until_resumable(
@@ -108,7 +107,7 @@ class _Looks:
     def look(self) -> Conversation[ResumeStep]:
         """Look once. RESUMABLE: the wait is over; CLEAN_UP: cleaned up; WAIT: not yet, or no answer."""
         self._was_out = self.outage.error is not None
-        reply = yield from self.outage.ask(protocol.is_resumable(self.workflow_id))
+        reply = yield from self.outage.ask(routes.is_resumable(self.workflow_id))
         if reply is None:
             return ResumeStep.WAIT
         self._pending = reply.pending_kill_self or 0
@@ -123,7 +122,7 @@ class _Looks:
         return ResumeStep.RESUMABLE if resumable else ResumeStep.WAIT
 
     def _clean_up(self) -> Conversation[ResumeStep]:
-        cleaned = yield from self.outage.ask(protocol.force_cleanup_kill_self(self.workflow_id))
+        cleaned = yield from self.outage.ask(routes.force_cleanup_kill_self(self.workflow_id))
         if cleaned is None:
             return ResumeStep.WAIT
         text = f"forced the clean-up of {cleaned} KILL_SELF task instance(s)"
@@ -133,7 +132,7 @@ class _Looks:
 
     def _look_closer(self, resumable: bool) -> Conversation[bool]:
         """Return whether no executor is about to begin; signal again where a run has missed the signal."""
-        details = yield from self.outage.ask(protocol.workflow_details(self.workflow_id))
+        details = yield from self.outage.ask(routes.workflow_details(self.workflow_id))
         if self.outage.error is not None:
             return False
         self.details = details

@@ -7,7 +7,6 @@ import random
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import pacing
 from airflow_jobmon_provider.client.conversations.asking import Retries, ask_again, ask_until, try_again
 from airflow_jobmon_provider.client.conversations.pacing import Uniform
@@ -22,7 +21,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowBusy,
 )
 from airflow_jobmon_provider.client.lifecycle import WorkflowStatus
-from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails
+from airflow_jobmon_provider.client.protocol import Call, WorkflowDetails, routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def begin_resume(
         nothing was changed.
     :raises JobmonError: the server said no, or did not answer, also not in the end.
     """
-    details = yield from ask_again(protocol.workflow_details(workflow_id), retries, clock)
+    details = yield from ask_again(routes.workflow_details(workflow_id), retries, clock)
     before = None if details is None else details.status
     if before == WorkflowStatus.DONE:
         return Begun(details, at_rest=True)
@@ -81,7 +80,7 @@ def begin_resume(
             clock,
         )
     except ResumeTimeout:
-        signal = protocol.set_resume(workflow_id, reset_running_jobs)
+        signal = routes.set_resume(workflow_id, reset_running_jobs)
         yield Note(logging.INFO, f"Signalling workflow {workflow_id} to resume at {server}")
         yield from ask_again(signal, retries, clock)
         return Begun(details, at_rest=False, signal=signal if pacing.misses_signals(before) else None)
@@ -94,7 +93,7 @@ def check_increase_resources(workflow_id: int, retries: Retries, clock: Clock) -
     :raises RouteNotSupported: it cannot (before 3.6).
     """
     try:
-        yield from ask_again(protocol.probe_increase_resources(workflow_id), retries, clock)
+        yield from ask_again(routes.probe_increase_resources(workflow_id), retries, clock)
     except InvalidRequest as error:
         if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:  # that is the right answer to a GET
             raise
@@ -128,7 +127,7 @@ def reset_tasks(
     :raises WorkflowNotResumable: the server refused, with its words.
     :raises JobmonError: the server said no, or did not answer; whether it may still be at work, is said.
     """
-    call = protocol.set_resume_state(workflow_id, reset_if_running)
+    call = routes.set_resume_state(workflow_id, reset_if_running)
     try:
         yield from ask_again(call, retries, clock)
     except (ServerFailure, ServerUnreachable) as error:
@@ -156,5 +155,5 @@ def make_ready(
     yield from wait_until_resumable(
         workflow_id, timeout=patience, force_cleanup=False, clock=clock, uniform=uniform, at_rest=True
     )
-    reset = protocol.set_resume_state(workflow_id, reset_if_running=True)
+    reset = routes.set_resume_state(workflow_id, reset_if_running=True)
     yield from ask_until(reset, max(timeout - (clock() - started), 0.0), clock, uniform=uniform)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations.asking import Retries, ask_again
 from airflow_jobmon_provider.client.conversations.steps import Ask, Clock, Conversation
 from airflow_jobmon_provider.client.exceptions import RouteNotSupported, ServerTooOld
-from airflow_jobmon_provider.client.protocol import WorkflowDetails
+from airflow_jobmon_provider.client.protocol import WorkflowDetails, routes
 
 
 def check_server_version(
@@ -29,8 +28,8 @@ def check_server_version(
     if details is not None and details.modern:
         return
     try:
-        yield from ask_again(protocol.api_version(), retries, clock)
+        yield from ask_again(routes.api_version(), retries, clock)
     except RouteNotSupported as error:
         # Below a wrong prefix there is no route at all, and this says so.
-        yield Ask(protocol.health())
+        yield Ask(routes.health())
         raise ServerTooOld(str(error), HTTPStatus.NOT_FOUND) from None

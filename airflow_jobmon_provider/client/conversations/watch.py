@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import pacing
 from airflow_jobmon_provider.client.conversations.asking import (
     _AT_ONCE,
@@ -33,7 +32,7 @@ from airflow_jobmon_provider.client.exceptions import (
 )
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.protocol import Call
+from airflow_jobmon_provider.client.protocol import Call, routes
 
 
 class Progress(Protocol):
@@ -224,9 +223,9 @@ class _Watch:
         if self.call is None or says is not self.call_says:
             self.call_says = says
             if says is None:
-                self.call = protocol.peek_status(self.workflow_run_id)
+                self.call = routes.peek_status(self.workflow_run_id)
             else:
-                self.call = protocol.log_heartbeat(self.workflow_run_id, says, self.heartbeat.good_for)
+                self.call = routes.log_heartbeat(self.workflow_run_id, says, self.heartbeat.good_for)
         patience = self._patience()
         if says is not None or (self.status is None and self.keep_alive is not KeepAlive.NEVER):
             left = None if self.good_until is None else self.good_until - self.asked
@@ -266,7 +265,7 @@ class _Watch:
         return self._limit_reached(answered=seen is not None)
 
     def _move(self, status: RunStatus) -> Conversation[RunStatus | None]:
-        call = protocol.update_status(self.workflow_run_id, status)
+        call = routes.update_status(self.workflow_run_id, status)
         seen = yield from self.outage.ask(call, _or_none(self._patience()))
         if seen is not status:
             yield from self._take(seen)
@@ -417,13 +416,13 @@ def look_at_run(
     :raises JobmonError: the server was not reached, or says no.
     """
     if last is not None and pacing.beats(keep_alive, last):
-        status: RunStatus = yield Ask(protocol.log_heartbeat(workflow_run_id, last, heartbeat.good_for))
+        status: RunStatus = yield Ask(routes.log_heartbeat(workflow_run_id, last, heartbeat.good_for))
         return status
-    status = yield from _of_a_young_run(protocol.peek_status(workflow_run_id), last)
+    status = yield from _of_a_young_run(routes.peek_status(workflow_run_id), last)
     if not status.is_known and status != last:
         yield Note(logging.WARNING, f"workflow run {workflow_run_id} is {status}: {status.meaning}")
     if pacing.beats(keep_alive, status):
-        status = yield Ask(protocol.log_heartbeat(workflow_run_id, status, heartbeat.good_for))
+        status = yield Ask(routes.log_heartbeat(workflow_run_id, status, heartbeat.good_for))
     return status
 
 
