@@ -126,7 +126,7 @@ class Beginning:
         )
         if step is Step.GO_ON:
             return earlier.workflow_run_id, earlier.created_at, status
-        self._make_way(step, earlier.workflow_run_id, status)
+        self._act_on(step, earlier.workflow_run_id, status)
         return None
 
     # --- Where Airflow tells which run an earlier try created -----------------------------------------------
@@ -143,7 +143,7 @@ class Beginning:
         self._log.info("An earlier try created workflow run %d; it is %s: %s", run, status, status.meaning)
         return status
 
-    def _make_way(self, step: Step, run: int, status: RunStatus) -> None:
+    def _act_on(self, step: Step, run: int, status: RunStatus) -> None:
         """Do about the run of an earlier try what comes before another one can be created.
 
         :param step: what is to be done.
