@@ -96,7 +96,7 @@ class Beginning:
             user=getpass.getuser(),
             good_for=good_for,
             timeout=self._left(),
-            perhaps_lost=self._memory.is_retry,  # by a try that died before anybody learned of its run
+            perhaps_lost=self._memory.is_retry,  # by a try that died before its run was known
             clock=time.monotonic,
         )
         run = self._attempt.converse(self._hook, creating).workflow_run_id

@@ -1,7 +1,7 @@
 """What a try of a task remembers for the next one, and what the next one does with it.
 
 A run is stopped only if there is evidence that a user has cleared this very task instance. A clear of any
-other task of the DAG run is none.
+other task of the DAG run is not evidence.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class RunMemory:
     """Remembers across the tries of a task which run it created, where Airflow has a place for that (3.3).
 
     :param context: the running task's.
-    :param workflow_id: the workflow of the runs. A run of another one is none of this try's.
-    :param server: address of the server on which the ids live. A run on another one is none of this try's.
+    :param workflow_id: the workflow of the runs. A run of another one is not this try's.
+    :param server: address of the server on which the ids live. A run on another one is not this try's.
     :param log: learns of such runs.
     """
 

@@ -209,7 +209,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     """Create the next run of a Jobmon workflow, keep it alive until an executor has it, and wait for its end.
 
     With ``cluster_name``, the worker executes the run itself, with the Jobmon client that is installed there;
-    without, somebody else has to, who finds the run's id in the XCom ``workflow_run_id``.
+    without, an executor elsewhere has to, which finds the run's id in the XCom ``workflow_run_id``.
 
     The run is LINKING at first. Airflow keeps its heartbeat good until an executor takes it (BOUND), and from
     then on only watches: the executor's own heartbeat has to tell Jobmon whether it lives.
@@ -226,10 +226,10 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     :param cluster_name: execute the run on this cluster, by Jobmon's name for it: Jobmon's distributor and
         swarm run in a process of their own on this worker, and their output goes to the task log. The task
         keeps its worker for that long, also with ``deferrable``; but the run survives the worker's death, and
-        a retry goes on watching it. Default: somebody else executes it. Templated.
+        a retry goes on watching it. Default: an executor elsewhere executes it. Templated.
     :param jobmon_python: with ``cluster_name``, path of the Python that has Jobmon's client. Default: the
         connection's, else that of the ``jobmon`` command on PATH, else Airflow's own. Templated.
-    :param wait_for_completion: wait for the run's end. False: return its id at once; then somebody else must
+    :param wait_for_completion: wait for the run's end. False: return its id at once; then another task must
         keep it alive (``WorkflowRunSensor``) or execute it before its heartbeat runs out. Default True.
     :param workflow_run_heartbeat_interval: seconds between heartbeats. Default: the connection's, else
         Jobmon's setting, 30.

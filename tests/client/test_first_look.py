@@ -222,6 +222,6 @@ def test_a_server_that_fails_and_then_does_not_find_it_is_one_outage() -> None:
     sim.run(asking())
     assert [line.partition("Jobmon ")[2][:14] for line in sim.warnings] == [
         "does not answe",
-        "answers again ",
+        "is answering again ",
     ]
     assert (outage.error, outage.failures) == (None, 0)

@@ -97,7 +97,7 @@ def test_a_lost_reply_ends_in_one_live_run(server: Workflow) -> None:
     assert server.made == [1, 2]
     assert server.alive == run.workflow_run_id == 2
     assert 93 <= sim.now - 1000 <= 215
-    assert "creating a run, trying on" in sim.warnings[0]
+    assert "cannot be created yet; will keep trying" in sim.warnings[0]
     assert "has a run in the way, which may be one whose reply was lost" in sim.warnings[1]
     assert len(sim.warnings) == 2
 
@@ -107,7 +107,7 @@ def test_a_run_that_is_reaped_is_said() -> None:
     assert (logging.INFO, "reaped workflow run 1: nobody kept it alive") in sim.notes
 
 
-def test_without_a_lost_reply_a_busy_workflow_is_somebody_elses() -> None:
+def test_without_a_lost_reply_a_busy_workflow_is_another_clients() -> None:
     server = Workflow()
     server.alive, server.good_until = 5, 1e9
     with pytest.raises(WorkflowBusy, match="currentlylinking"):

@@ -207,7 +207,7 @@ def test_a_run_whose_executor_does_not_begin_is_moved_to_error_at_the_limit(stat
     end = watch(sim, startup_timeout=3600)
     assert (end.outcome, end.status, run.status) == (RunOutcome.FAILED, RunStatus.ERROR, "E")
     assert 3610 <= elapsed(sim) <= 3616  # counted from when it was first seen
-    assert "its executor had it for 3600 s and did not begin" in end.message
+    assert "its executor had it for 3600 s and did not start it" in end.message
     assert f"({status})" in end.message
     assert "so it was moved to ERROR" in end.message
     assert "startup_timeout" in end.message

@@ -35,7 +35,7 @@ async def test_many_runs_outlive_an_outage_and_those_reaped_meanwhile_end(
     try:
         for run in reaped:  # by a reaper that reaches the database
             sandbox.change("UPDATE workflow_run SET status = 'A' WHERE id = ?", run)
-        await until(lambda: logged().count("Jobmon does not answer") == 50, "a warning of each")
+        await until(lambda: logged().count("Jobmon is not answering") == 50, "a warning of each")
         assert not [task for task in firing.values() if task.done()]
         down = {run: len(beats(sandbox, run)) for run in runs}
     finally:

@@ -405,7 +405,7 @@ def test_an_id_of_another_server_is_not_used(connection: Callable[..., None]) ->
     assert str(caught.value) == (
         "connection 'jobmon_default' now names the server http://prod.example:80, but the task began on"
         " http://dev.example, where the same id belongs to another run, so nothing was sent. Give the"
-        " connection its address back, or start the task over where it now points, in a new DAG run"
+        " connection its old address back, or start the task over where it now points, in a new DAG run"
     )
 
 

@@ -134,7 +134,7 @@ def test_a_run_that_finishes_the_workflow_instead_of_stopping(sandbox: JobmonSan
         resume(workflow_id).execute_complete({}, event)
 
 
-def test_somebody_else_was_quicker(sandbox: JobmonSandbox) -> None:
+def test_another_client_that_was_quicker_keeps_the_workflow(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("L").workflow_id
     event = {"status": "success", "workflow_id": workflow_id, "message": "resumable"}
     with pytest.raises(AirflowException, match="is not resumable"):
@@ -443,7 +443,7 @@ def test_a_retry_resumes_after_a_bad_end_if_wanted(sandbox: JobmonSandbox) -> No
     assert sandbox.task_statuses(workflow_id) == ["G"]
 
 
-def test_a_retry_does_not_stop_what_somebody_else_has_resumed(sandbox: JobmonSandbox) -> None:
+def test_a_retry_does_not_stop_what_another_user_has_resumed(sandbox: JobmonSandbox) -> None:
     tries = Tries()
     workflow_id, _ = died_after_creating(sandbox, tries, "BIORE")
     others = run_task(create(workflow_id, wait_for_completion=False)).result
@@ -585,7 +585,7 @@ def test_two_tasks_at_the_same_moment_get_one_run(sandbox: JobmonSandbox) -> Non
     assert [r for r in sandbox.runs(workflow_id) if r[1] == "L"] == [(run, "L")]
 
 
-def test_a_run_in_the_way_that_lives_is_somebody_elses(sandbox: JobmonSandbox) -> None:
+def test_a_run_in_the_way_that_lives_is_another_clients(sandbox: JobmonSandbox) -> None:
     workflow = sandbox.make_workflow_in("L")
     tries = Tries()
     tries.next()

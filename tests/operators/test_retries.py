@@ -213,9 +213,7 @@ def test_a_clear_waits_until_the_run_has_ended(sandbox: JobmonSandbox) -> None:
 
 
 @pytest.mark.parametrize("path", ["BI", "BIO"])
-def test_a_resuming_retry_resets_no_task_under_somebody_elses_executor(
-    sandbox: JobmonSandbox, path: str
-) -> None:
+def test_a_resuming_retry_resets_no_task_under_another_executor(sandbox: JobmonSandbox, path: str) -> None:
     tries = Tries()
     workflow_id, _ = died_after_creating(sandbox, tries, "BIORE")
     others = run_task(create(workflow_id, wait_for_completion=False)).result

@@ -52,4 +52,4 @@ def test_a_poke_that_was_rescheduled_outlives_a_hiccup_of_airflow(
         wait.poke({"ti": ti})  # type: ignore[typeddict-item]
     ti.start_date = timezone.utcnow() - timedelta(hours=1)
     assert wait.poke({"ti": ti}) is False  # type: ignore[typeddict-item]
-    assert "Connection jobmon_default cannot be read now, trying on" in logged()
+    assert "Connection jobmon_default cannot be read now; will keep trying" in logged()

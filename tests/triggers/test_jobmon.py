@@ -246,7 +246,7 @@ async def test_an_outage_is_no_failure(sandbox: JobmonSandbox, logged: Callable[
     await until(lambda: beats(sandbox, run), "a heartbeat")
     sandbox.stop_server()
     try:
-        await until(lambda: "Jobmon does not answer" in logged(), "the warning")
+        await until(lambda: "Jobmon is not answering" in logged(), "the warning")
     finally:
         await asyncio.to_thread(sandbox.start_server)
     sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": "A"})

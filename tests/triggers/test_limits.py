@@ -182,7 +182,7 @@ async def test_a_run_whose_executor_does_not_begin_is_moved_to_error(
     run = sandbox.make_workflow_in(status).workflow_run_id or 0
     event = await fire(trigger(run, owned=True, startup_timeout=0.5))
     assert (event["status"], event["workflow_run_status"]) == ("failed", "E")
-    assert "did not begin" in event["message"]
+    assert "did not start it" in event["message"]
     assert sandbox.run_status(run) == "E"
     assert "has not begun" in logged()
 

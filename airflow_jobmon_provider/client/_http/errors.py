@@ -71,7 +71,7 @@ def of_requests(error: BaseException, handled: BaseException | None) -> Failure:
 
 def of_aiohttp(error: BaseException) -> Failure:
     """Return what an error of aiohttp or asyncio says."""
-    import aiohttp  # whoever asks has it; the blocking transport does without
+    import aiohttp  # the asyncio transport has it; the blocking one does without
 
     # What went wrong, of which aiohttp's error may be a mere wrapping.
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error

@@ -4,7 +4,7 @@ A conversation is a generator. It yields what to do next (:class:`Ask`, :class:`
 transport's ``converse`` does it: sends the call and sends the reply back in, or throws the ``JobmonError``
 that came instead. What the generator returns is the conversation's result. No I/O, no clock of its own.
 
-* ``steps``: what a conversation yields, and how it is carried; whoever does so builds on ``Driver``.
+* ``steps``: what a conversation yields, and ``Driver``, on which every transport builds.
 * ``asking``: one call, asked again. ``pacing``: when to ask next.
 * ``resumable``, ``resume``: wait until a workflow is resumable; make it ready for its next run.
 * ``create``, ``release``: create exactly one run, and leave none behind.
