@@ -22,7 +22,7 @@ from airflow_jobmon_provider.client.conversations import (
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import routes
-from airflow_jobmon_provider.operators._decided import OwnRun
+from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
 from airflow_jobmon_provider.operators._retry import Preparation, Step, next_step, preparation
 from airflow_jobmon_provider.task.limits import execution_deadline
 
@@ -33,28 +33,25 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.hooks.jobmon import JobmonHook
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._retry import EarlierRun, RunMemory
-    from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 
 
 class Beginning:
     """Finds or creates the run of a try within ``create_timeout``, which begins now.
 
-    :param operator: its parameters say what is wanted.
+    :param wanted: the operator's parameters.
     :param attempt: the try.
     :param hook: the connection.
     :param memory: what earlier tries have left.
     """
 
-    def __init__(
-        self, operator: CreateWorkflowRunOperator, attempt: Attempt, hook: JobmonHook, memory: RunMemory
-    ) -> None:
-        self._operator = operator
+    def __init__(self, wanted: Wanted, attempt: Attempt, hook: JobmonHook, memory: RunMemory) -> None:
+        self._wanted = wanted
         self._attempt = attempt
         self._hook = hook
         self._memory = memory
         self._workflow_id = memory.workflow_id
-        self._log = operator.log
-        self._end = time.monotonic() + operator.create_timeout
+        self._log = wanted.log
+        self._end = time.monotonic() + wanted.create_timeout
 
     def find_or_create(self, context: Context, good_for: float) -> tuple[OwnRun, RunStatus]:
         """Return the run that an earlier try created, or a new one, and its status.
@@ -69,7 +66,7 @@ class Beginning:
         else:
             run = self._create(good_for)
             created_at, status = time.time(), RunStatus.LINKING
-        deadline = execution_deadline(context, self._operator.execution_timeout)
+        deadline = execution_deadline(context, self._wanted.execution_timeout)
         return self._own_run(run, created_at, deadline), status
 
     def _left(self) -> float:
@@ -80,9 +77,9 @@ class Beginning:
         return OwnRun(
             run,
             self._workflow_id,
-            self._operator.jobmon_conn_id,
+            self._wanted.jobmon_conn_id,
             self._memory.server,
-            self._operator.cancel_on_kill,
+            self._wanted.cancel_on_kill,
             created_at,
             deadline,
         )
@@ -121,8 +118,8 @@ class Beginning:
         step = next_step(
             status,
             cleared=self._memory.was_cleared_since(earlier, status),
-            cancel_on_kill=self._operator.cancel_on_kill,
-            resume_on_retry=self._operator.resume_on_retry,
+            cancel_on_kill=self._wanted.cancel_on_kill,
+            resume_on_retry=self._wanted.resume_on_retry,
         )
         if step is Step.GO_ON:
             return earlier.workflow_run_id, earlier.created_at, status
@@ -173,7 +170,7 @@ class Beginning:
         if status is None or not status.is_terminal:
             raise AirflowException(
                 f"workflow run {run} was told to stop, as the task was cleared, and is still"
-                f" {status or 'out of reach'} after {self._operator.create_timeout:g} s (create_timeout). Its"
+                f" {status or 'out of reach'} after {self._wanted.create_timeout:g} s (create_timeout). Its"
                 f" tasks are not reset under its executor: wait for its end, or end it, and clear this task"
                 f" again"
             )
@@ -184,7 +181,7 @@ class Beginning:
         """Do what a retry can where Airflow does not tell which run an earlier try created (before 3.3)."""
         details = self._look_at_the_workflow()
         status = details.status if details is not None else None
-        self._prepare(preparation(status, resume_on_retry=self._operator.resume_on_retry))
+        self._prepare(preparation(status, resume_on_retry=self._wanted.resume_on_retry))
 
     def _look_at_the_workflow(self) -> WorkflowDetails | None:
         looking = ask_until(routes.workflow_details(self._workflow_id), self._left(), time.monotonic)

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow_jobmon_provider.triggers.events import RunEvent
+
+
+class Wanted(Protocol):
+    """The parameters of ``CreateWorkflowRunOperator``, which describes them."""
+
+    jobmon_conn_id: str
+    cluster_name: str | None
+    jobmon_python: str | None
+    keep_alive: str
+    create_timeout: float
+    handoff_timeout: float
+    startup_timeout: float
+    poll_interval: float
+    cancel_on_kill: bool
+    resume_on_retry: bool
+    execution_timeout: timedelta | None
+
+    @property
+    def log(self) -> Any:
+        """The task's log."""
 
 
 @dataclass(frozen=True)

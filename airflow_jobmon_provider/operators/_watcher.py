@@ -25,30 +25,29 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.client.conversations import Conversation, RunEnd
     from airflow_jobmon_provider.client.heartbeat import Heartbeat
     from airflow_jobmon_provider.hooks.jobmon import JobmonHook
-    from airflow_jobmon_provider.operators._decided import OwnRun
-    from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
+    from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
 
 def executor_starter(
-    operator: CreateWorkflowRunOperator, hook: JobmonHook, heartbeat: Heartbeat
+    wanted: Wanted, hook: JobmonHook, heartbeat: Heartbeat
 ) -> Callable[[int, int], Execution] | None:
     """Return what starts our own executor, given a workflow's id and its run's; None: none is wanted.
 
-    :param operator: its parameters say what is wanted.
+    :param wanted: the operator's parameters.
     :param hook: the connection.
     :param heartbeat: the run's.
     :raises ConfigError: Jobmon's client is not there, or cannot reach the server.
     """
-    cluster_name = operator.cluster_name
+    cluster_name = wanted.cluster_name
     if cluster_name is None:
         return None
-    python = find_python(operator.jobmon_python or hook.server.jobmon_python)
+    python = find_python(wanted.jobmon_python or hook.server.jobmon_python)
     environment = executor_environment(hook.server.settings, heartbeat)
 
     def start(workflow_id: int, run: int) -> Execution:
         command = executor_command(python, workflow_id, run, cluster_name)
-        return Execution(command, environment, operator.log, hook.server.settings.secrets)
+        return Execution(command, environment, wanted.log, hook.server.settings.secrets)
 
     return start
 
@@ -56,22 +55,20 @@ def executor_starter(
 class Watcher:
     """Watches a run in this process, or has a trigger do the same.
 
-    :param operator: its parameters say what is wanted.
+    :param wanted: the operator's parameters.
     :param hook: the connection.
     :param own: the run.
     :param heartbeat: what it gets until an executor has it.
     """
 
-    def __init__(
-        self, operator: CreateWorkflowRunOperator, hook: JobmonHook, own: OwnRun, heartbeat: Heartbeat
-    ) -> None:
-        self._operator = operator
+    def __init__(self, wanted: Wanted, hook: JobmonHook, own: OwnRun, heartbeat: Heartbeat) -> None:
+        self._wanted = wanted
         self._hook = hook
         self._own = own
         self._run = own.workflow_run_id
         self._heartbeat = heartbeat
-        self._keep_alive = KeepAlive(operator.keep_alive)
-        self._log = operator.log
+        self._keep_alive = KeepAlive(wanted.keep_alive)
+        self._log = wanted.log
 
     def wait(self, status: RunStatus) -> RunEnd:
         """Watch the run to its end, while another executor than ours is at work on it.
@@ -127,36 +124,36 @@ class Watcher:
         """Return what watches the run in the triggerer, as :meth:`wait` does here."""
         from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
-        operator, own = self._operator, self._own
+        wanted, own = self._wanted, self._own
         return WorkflowRunHeartbeatTrigger(
             workflow_run_id=self._run,
             jobmon_conn_id=own.jobmon_conn_id,
             workflow_run_heartbeat_interval=self._heartbeat.interval,
             heartbeat_report_by_buffer=self._heartbeat.buffer,
-            keep_alive=operator.keep_alive,
-            poll_interval=operator.poll_interval,
-            handoff_deadline=own.created_at + operator.handoff_timeout,
+            keep_alive=wanted.keep_alive,
+            poll_interval=wanted.poll_interval,
+            handoff_deadline=own.created_at + wanted.handoff_timeout,
             deadline=own.deadline,  # Airflow's own time does not pass while a task is deferred
             owned=True,
             created_at=own.created_at,
             workflow_id=own.workflow_id,
             cancel_on_kill=own.cancel_on_kill,
-            startup_timeout=operator.startup_timeout,
+            startup_timeout=wanted.startup_timeout,
             server=own.server,
         )
 
     def _watch(self, keep_alive: KeepAlive, status: RunStatus | None) -> Conversation[RunEnd]:
-        operator, own = self._operator, self._own
+        wanted, own = self._wanted, self._own
         assert own.workflow_id is not None
         age = max(time.time() - own.created_at, 0.0)
         return watch_run(
             self._run,
             keep_alive=keep_alive,
             heartbeat=self._heartbeat,
-            poll_interval=operator.poll_interval,
+            poll_interval=wanted.poll_interval,
             clock=time.monotonic,
-            handoff_timeout=max(operator.handoff_timeout - age, 0.0),
-            startup_timeout=operator.startup_timeout,
+            handoff_timeout=max(wanted.handoff_timeout - age, 0.0),
+            startup_timeout=wanted.startup_timeout,
             owned=True,
             age=age,
             status=status,
