@@ -28,7 +28,7 @@ from airflow_jobmon_provider.client.exceptions import (
 from airflow_jobmon_provider.client.heartbeat import KeepAlive, check_heartbeat, heartbeat_of
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
-from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, ON_KILL_TIMEOUT
+from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, ON_KILL_TIMEOUT, remaining
 from airflow_jobmon_provider.task.state import is_ended_while_deferred, state_while_deferred
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class _JobmonTrigger(BaseTrigger):
     async def _connect_in_time(self) -> AsyncRequester:
         """Connect before the first of the trigger's deadlines."""
         rest, status = min(
-            ((_remaining(when) or _FIRST_READING, status) for when, status in self._limits()),
+            ((remaining(when) or _FIRST_READING, status) for when, status in self._limits()),
             default=(_NO_DEADLINE, "error"),
         )
         return await self._connect(rest, status)
@@ -213,7 +213,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         waiting = wait_until_resumable(
             self.workflow_id,
             # A deadline that is over is still one look, and no long one.
-            timeout=_NO_DEADLINE if self.deadline is None else max(_remaining(self.deadline), 0.001),
+            timeout=_NO_DEADLINE if self.deadline is None else max(remaining(self.deadline), 0.001),
             force_cleanup=self.force_cleanup,
             clock=time.monotonic,
             at_rest=True,
@@ -343,8 +343,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             heartbeat=heartbeat,
             poll_interval=self.poll_interval,
             clock=time.monotonic,
-            handoff_timeout=None if self.handoff_deadline is None else _remaining(self.handoff_deadline),
-            timeout=None if self.deadline is None else _remaining(self.deadline),
+            handoff_timeout=None if self.handoff_deadline is None else remaining(self.handoff_deadline),
+            timeout=None if self.deadline is None else remaining(self.deadline),
             startup_timeout=self.startup_timeout,
             owned=self.owned,
             age=age,
@@ -414,12 +414,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
 
     def _limits(self) -> list[tuple[float, str]]:
         limits = [] if self.deadline is None else [(self.deadline, "timeout")]
-        if self.handoff_deadline is not None and _remaining(self.handoff_deadline):
+        if self.handoff_deadline is not None and remaining(self.handoff_deadline):
             # An executor may have the run by now, which is no reason to stop it: only the task gives up.
             limits.append((self.handoff_deadline, "error"))
         return limits
-
-
-def _remaining(deadline: float) -> float:
-    """Seconds until a deadline; from here on a monotonic clock counts them, which nobody sets back."""
-    return max(deadline - time.time(), 0.0)
