@@ -112,7 +112,9 @@ class ResumeWork:
         # As late as can be: it sees every task that has failed. Until the reset, a second call would raise
         # the same ones once more.
         if memory.knows():
-            self._log.warning("An earlier try has raised the resources of the failed tasks; they are not raised again")
+            self._log.warning(
+                "An earlier try has raised the resources of the failed tasks; they are not raised again"
+            )
             return
         memory.remember()
         call = routes.increase_resources(self.decided.workflow_id)
