@@ -161,9 +161,9 @@ async def test_the_password_of_a_proxy_is_sent_to_it_and_never_shown(
 @pytest.mark.parametrize(
     ("proxy", "says"),
     [
-        ("socks5://alice:s3cret-pw@proxy:1080", "is of the kind 'socks5', which cannot be used"),
-        ("socks5h://proxy:1080", "is of the kind 'socks5h', which cannot be used"),
-        ("https://alice:s3cret-pw@proxy:443", "is of the kind 'https', which cannot be used"),
+        ("socks5://alice:s3cret-pw@proxy:1080", "has the scheme 'socks5', which is not supported"),
+        ("socks5h://proxy:1080", "has the scheme 'socks5h', which is not supported"),
+        ("https://alice:s3cret-pw@proxy:443", "has the scheme 'https', which is not supported"),
         ("http://", "cannot be read"),
         ("http://alice:s3cret-pw@proxy:port", "cannot be read"),
     ],

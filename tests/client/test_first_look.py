@@ -220,8 +220,8 @@ def test_a_server_that_fails_and_then_does_not_find_it_is_one_outage() -> None:
             sim.now += 1
 
     sim.run(asking())
-    assert [line.partition("Jobmon ")[2][:14] for line in sim.warnings] == [
-        "does not answe",
+    assert [line.partition("Jobmon ")[2][:19] for line in sim.warnings] == [
+        "is not answering; w",
         "is answering again ",
     ]
     assert (outage.error, outage.failures) == (None, 0)

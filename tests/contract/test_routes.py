@@ -66,7 +66,7 @@ def test_a_run_that_is_about_to_start_counts_as_resumable_and_refuses_another(
     assert ask(requester, routes.is_resumable(workflow.workflow_id)).resumable
     with pytest.raises(WorkflowBusy, match=rf"^workflow {workflow.workflow_id} has a run that .* taken") as e:
         ask(requester, routes.create_workflow_run(workflow.workflow_id, "me", 60))
-    assert str(e.value).endswith(f"stands at {requester.url}")
+    assert str(e.value).endswith(f"Refused at {requester.url}")
     assert [run for run in sandbox.runs(workflow.workflow_id) if run[1] not in "GA"] == [
         (workflow.workflow_run_id, status)
     ]

@@ -280,7 +280,7 @@ def test_a_configured_python_is_taken(path: Path) -> None:
 
 
 def test_a_configured_python_that_is_missing_is_an_error(path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"jobmon_python: '/no/python' is no executable file"):
+    with pytest.raises(ConfigError, match=r"jobmon_python: '/no/python' is not an executable file"):
         find_python("/no/python")
 
 

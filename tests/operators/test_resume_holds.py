@@ -20,7 +20,6 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators.jobmon import ResumeWorkflowOperator
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
@@ -360,7 +359,7 @@ def test_what_was_certainly_not_raised_is_raised_by_the_retry(
     context: Any = {"ti": TaskInstance(), "task_state_store": store}
     with monkeypatch.context() as patch:
         nowhere = replace(routes.increase_resources(workflow_id), route="/nowhere")
-        patch.setattr(protocol, "increase_resources", lambda workflow_id: nowhere)
+        patch.setattr(routes, "increase_resources", lambda workflow_id: nowhere)
         with pytest.raises(AirflowException, match="cannot raise the resources") as caught:
             task.execute(context)
         assert not isinstance(caught.value, AirflowFailException)
