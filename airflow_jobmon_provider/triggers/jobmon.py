@@ -44,8 +44,11 @@ _NO_DEADLINE = 10 * 365 * 86400.0
 _CONNECTION_TRIES = 100  # about a quarter of an hour
 _FIRST_READING = 5.0  # seconds for it, also where a deadline is over already
 
-# For `on_kill`, so that there is time for what follows.
-_KILL_READING = 5.0  # seconds
+# Seconds for `on_kill`, which has 30 ([triggerer] on_kill_timeout), and for the parts of it. A triggerer's first
+# request to Airflow's API builds the routes of that, which takes many seconds on a slow machine (3.3.2).
+_KILL_TIME = 28.0
+_KILL_ASKING = 15.0
+_KILL_READING = 5.0
 
 
 class _ConnectionUnread(Exception):
@@ -375,7 +378,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             return
         from airflow_jobmon_provider.client.redaction import excerpt
 
-        state = await state_while_deferred(self.task_instance, _KILL_READING)
+        end = time.monotonic() + _KILL_TIME
+        state = await state_while_deferred(self.task_instance, _KILL_ASKING)
         if not is_ended_while_deferred(state):
             self.log.warning(
                 "Airflow ends this trigger, and the task's state is: %s. Workflow run %d is left to the"
@@ -385,18 +389,19 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             )
             return
 
+        left = min(end - time.monotonic(), ON_KILL_TIMEOUT)
         try:
             # A little longer than what is inside, which ends by itself and says more.
-            await wait_for(self._give_up(), ON_KILL_TIMEOUT + 1)
+            await wait_for(self._give_up(left), left + 1)
         except Exception as error:  # whatever it is, the user's act must not fail because of it
             ours = isinstance(error, (JobmonError, AirflowNotFoundException, ValueError))
-            why = str(error) if ours else excerpt(error) or f"no answer within {ON_KILL_TIMEOUT:g} s"
+            why = str(error) if ours else excerpt(error) or f"no answer within {left:g} s"
             self.log.warning("Workflow run %d could not be stopped: %s", self.workflow_run_id, why)
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, timeout: float) -> None:
         from airflow_jobmon_provider.client.conversations import give_up_run
 
-        end = time.monotonic() + ON_KILL_TIMEOUT
+        end = time.monotonic() + timeout
         async with await self._connect(_KILL_READING) as requester:
             giving_up = give_up_run(
                 self.workflow_run_id,

@@ -6,6 +6,7 @@ calls ``on_kill`` for each of them as if a user had ended the tasks (read in Air
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -60,3 +61,17 @@ async def test_a_run_goes_on_where_airflow_does_not_answer(
     await stored(ours).on_kill()  # nor is its task known
     assert sandbox.run_status(run) == "R"
     assert logged().count(task_state.UNKNOWN) == 2
+
+
+async def test_a_run_is_given_up_where_airflow_takes_seconds_to_answer(sandbox: JobmonSandbox) -> None:
+    """Airflow 3.3.2: a triggerer's first request builds the routes of its API, for 6 s on a slow machine."""
+
+    def answers_late() -> str:
+        time.sleep(7)
+        return "failed"
+
+    run, ours = trigger(sandbox, "L")
+    made: WorkflowRunHeartbeatTrigger = stored(ours)  # type: ignore[assignment]
+    made.task_instance = TaskInstance(in_airflow=answers_late)  # type: ignore[assignment]
+    await made.on_kill()
+    assert sandbox.run_status(run) == "A"
