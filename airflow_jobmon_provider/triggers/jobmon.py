@@ -45,7 +45,7 @@ _CONNECTION_TRIES = 100  # about a quarter of an hour
 _FIRST_READING = 5.0  # seconds for it, also where a deadline is over already
 
 # Seconds for `on_kill`, which has 30 ([triggerer] on_kill_timeout), and for the parts of it. A triggerer's
-# first request to Airflow's API builds the routes of that, which takes many seconds on a slow machine (3.3.2).
+# first request to Airflow's API builds its routes, which takes many seconds on a slow machine (3.3.2).
 _KILL_TIME = 28.0
 _KILL_ASKING = 15.0
 _KILL_READING = 5.0
