@@ -68,43 +68,6 @@ def server_without_connection(conn_id: str, default: str) -> JobmonServer:
     return JobmonServer(settings, stands_in=True)
 
 
-def server_of_connection(connection: Connection) -> JobmonServer:
-    """Return what an Airflow connection says about a Jobmon server.
-
-    :raises ConfigError: something in it is missing or wrong; the message names it, and no secret.
-    """
-    where = f"connection {connection.conn_id!r}"
-    try:
-        return _read(connection)
-    except (ConfigError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _read(connection: Connection) -> JobmonServer:
-    extra = _extra_of(connection)
-    headers = extra.pop("headers", {})
-    if connection.login:
-        headers["Authorization"] = basic_authorization(connection.login, connection.password or "")
-    elif connection.password:
-        headers["Authorization"] = f"Bearer {connection.password}"
-    gui_url, jobmon_python = extra.pop("gui_url", None), extra.pop("jobmon_python", None)
-    default = heartbeat_defaults()
-    settings = Settings(
-        service_url=join_prefix(_address(connection), extra.pop("route_prefix", DEFAULT_ROUTE_PREFIX)),
-        headers=headers,
-        heartbeat=Heartbeat(
-            extra.pop("workflow_run_heartbeat_interval", default.interval),
-            extra.pop("heartbeat_report_by_buffer", default.buffer),
-        ),
-        **extra,
-    )
-    if settings.client_key and not settings.client_cert:
-        raise ConfigError("client_key in the extra is of no use without client_cert")
-    for danger in settings.dangers:
-        logger.warning("connection %r %s", connection.conn_id, danger)
-    return JobmonServer(settings, gui_url, jobmon_python or None)
-
-
 def _address(connection: Connection) -> str:
     host = (connection.host or "").strip()
     if not host:
@@ -213,3 +176,40 @@ _READERS: dict[Kind, Callable[[str, Any], Any]] = {
     Kind.CHECK_OR_FILE: _check_or_file,
     Kind.HEADERS: _headers,
 }
+
+
+def _read(connection: Connection) -> JobmonServer:
+    extra = _extra_of(connection)
+    headers = extra.pop("headers", {})
+    if connection.login:
+        headers["Authorization"] = basic_authorization(connection.login, connection.password or "")
+    elif connection.password:
+        headers["Authorization"] = f"Bearer {connection.password}"
+    gui_url, jobmon_python = extra.pop("gui_url", None), extra.pop("jobmon_python", None)
+    default = heartbeat_defaults()
+    settings = Settings(
+        service_url=join_prefix(_address(connection), extra.pop("route_prefix", DEFAULT_ROUTE_PREFIX)),
+        headers=headers,
+        heartbeat=Heartbeat(
+            extra.pop("workflow_run_heartbeat_interval", default.interval),
+            extra.pop("heartbeat_report_by_buffer", default.buffer),
+        ),
+        **extra,
+    )
+    if settings.client_key and not settings.client_cert:
+        raise ConfigError("client_key in the extra is of no use without client_cert")
+    for danger in settings.dangers:
+        logger.warning("connection %r %s", connection.conn_id, danger)
+    return JobmonServer(settings, gui_url, jobmon_python or None)
+
+
+def server_of_connection(connection: Connection) -> JobmonServer:
+    """Return what an Airflow connection says about a Jobmon server.
+
+    :raises ConfigError: something in it is missing or wrong; the message names it, and no secret.
+    """
+    where = f"connection {connection.conn_id!r}"
+    try:
+        return _read(connection)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -59,8 +59,8 @@ Conversation = Generator[Step, Any, T]
 class Driver(Generic[T]):
     """Drives a conversation: gives in turn what it wants to have done, and logs its notes by itself.
 
-    It is an iterator, and a context manager that closes the conversation. Whoever carries the conversation
-    does each step, and leaves here what came of it before taking the next one.
+    It is an iterator, and a context manager that closes the conversation. A transport does each
+    step, and leaves here what came of it before it takes the next one.
 
     :param conversation: what to drive.
     :param log: where its notes go.
