@@ -19,7 +19,8 @@ class JobmonWorkflowLink(BaseOperatorLink):
 
     The worker has the connection at hand and stores the address as an XCom; nobody else reads connections.
     Airflow 3's API server reads that XCom by its key and never calls this class. Airflow 2's web server calls
-    ``get_link``, and so does Airflow 3's worker after each execution, to store what it returns.
+    ``get_link``, and so does Airflow 3's worker after each execution, to store what it returns. An address is
+    stored in any case, if only an empty one: Airflow 3 logs an error for an XCom that is not there.
     """
 
     name = "Jobmon workflow"
@@ -29,14 +30,12 @@ class JobmonWorkflowLink(BaseOperatorLink):
         """Key under which the address is stored. Airflow 2 does not know this property."""
         return "_link_JobmonWorkflowLink"
 
-    def store(self, context: Context, gui_url: str | None, workflow_id: int) -> None:
+    def store(self, context: Context, url: str) -> None:
         """Store the address; to be called by the operator, on the worker, as soon as it knows the workflow.
 
-        :param gui_url: address of Jobmon's GUI, from the connection; None: nothing is stored.
+        :param url: see :func:`workflow_url`; "": there is no link.
         """
-        url = workflow_url(gui_url, workflow_id)
-        if url:
-            context["ti"].xcom_push(key=self.xcom_key, value=url)
+        context["ti"].xcom_push(key=self.xcom_key, value=url)
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the address that the worker has stored; "" if there is none, or it is no http address."""

@@ -122,6 +122,10 @@ class Attempt:
 
         return hook.converse(conversation, log=self._log, sleep=sleep)
 
+    def push(self, key: str, value: Any) -> None:
+        """Push an XCom of the task."""
+        self._ti.xcom_push(key=key, value=value)
+
     def tell(self, own: OwnRun, hook: JobmonHook, asking: Conversation[T]) -> tuple[T | None, str]:
         """Return what the server tells of a run that has ended, and else why it tells nothing."""
         left = math.inf if own.deadline is None else remaining(own.deadline)

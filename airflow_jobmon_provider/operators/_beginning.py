@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import getpass
 import math
+import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
@@ -14,13 +15,12 @@ from airflow_jobmon_provider.client.conversations import (
     ask_until,
     check_server_version,
     create_run,
-    ended,
     in_time,
     make_ready,
     stop_run,
 )
-from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
-from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.exceptions import WorkflowNotResumable, WorkflowRunNotFound
+from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
 from airflow_jobmon_provider.operators._retry import Preparation, Step, next_step, preparation
@@ -53,8 +53,11 @@ class Beginning:
         self._log = wanted.log
         self._end = time.monotonic() + wanted.create_timeout
 
-    def find_or_create(self, context: Context, good_for: float) -> tuple[OwnRun, RunStatus]:
+    def find_or_create(self, context: Context, good_for: float) -> tuple[OwnRun, RunStatus] | None:
         """Return the run that an earlier try created, or a new one, and its status.
+
+        The run of an earlier try may have ended, well or badly. None: the workflow is DONE, so there is
+        nothing to create a run for.
 
         :param context: the running task's.
         :param good_for: seconds for which a new run's heartbeat holds.
@@ -64,8 +67,10 @@ class Beginning:
         if found is not None:
             run, created_at, status = found
         else:
-            run = self._create(good_for)
-            created_at, status = time.time(), RunStatus.LINKING
+            created = self._create(good_for)
+            if created is None:
+                return None
+            run, created_at, status = created, time.time(), RunStatus.LINKING
         deadline = execution_deadline(context, self._wanted.execution_timeout)
         return self._own_run(run, created_at, deadline), status
 
@@ -84,28 +89,39 @@ class Beginning:
             deadline,
         )
 
-    def _create(self, good_for: float) -> int:
+    def _create(self, good_for: float) -> int | None:
+        """Create a run and return its id; None: the workflow is DONE."""
         timeout = self._left()
         checking = check_server_version(None, Retries(timeout, math.inf), time.monotonic)
         self._attempt.converse(self._hook, in_time(checking, timeout, time.monotonic))
         creating = create_run(
             self._workflow_id,
-            user=getpass.getuser(),
+            user=_user(self._log),
             good_for=good_for,
             timeout=self._left(),
             perhaps_lost=self._memory.is_retry,  # by a try that died before its run was known
             clock=time.monotonic,
         )
-        run = self._attempt.converse(self._hook, creating).workflow_run_id
-        self._log.info("Created workflow run %d of workflow %d", run, self._workflow_id)
+        try:
+            run = self._attempt.converse(self._hook, creating).workflow_run_id
+        except WorkflowNotResumable as error:
+            # The server's words do not tell why it refuses (docs/protocol.md, "Creating a run").
+            if type(error) is not WorkflowNotResumable or not self._is_done():
+                raise
+            return None
+        self._log.info("created workflow run %d of workflow %d", run, self._workflow_id)
         return run
+
+    def _is_done(self) -> bool:
+        details = self._look_at_the_workflow()
+        return details is not None and details.status == WorkflowStatus.DONE
 
     def _go_on_with_an_earlier_one(self) -> tuple[int, float, RunStatus] | None:
         """Return the run to go on with, when it was created, and its status; None: create a new one.
 
         What else is to be done before a new one is created has been done by then.
 
-        :raises AirflowException: a retry cannot help, or what was to be done has failed.
+        :raises AirflowException: what was to be done has failed.
         """
         earlier = self._memory.recall()
         if earlier is None:
@@ -121,9 +137,9 @@ class Beginning:
             cancel_on_kill=self._wanted.cancel_on_kill,
             resume_on_retry=self._wanted.resume_on_retry,
         )
-        if step is Step.GO_ON:
+        if step in (Step.GO_ON, Step.FAIL):
             return earlier.workflow_run_id, earlier.created_at, status
-        self._act_on(step, earlier.workflow_run_id, status)
+        self._act_on(step, earlier.workflow_run_id)
         return None
 
     # --- Where Airflow tells which run an earlier try created -----------------------------------------------
@@ -131,27 +147,22 @@ class Beginning:
     def _look_at(self, earlier: EarlierRun) -> RunStatus | None:
         """Return what the run of an earlier try is now; None: the server does not know it."""
         run = earlier.workflow_run_id
+        self._attempt.push("workflow_run_id", run)  # should this try come to nothing
         self._attempt.earlier = self._own_run(run, earlier.created_at)
         looking = ask_until(routes.peek_status(run), self._left(), time.monotonic)
         try:
             status = self._attempt.converse(self._hook, looking)
         except WorkflowRunNotFound:
             return None
-        self._log.info("An earlier try created workflow run %d; it is %s: %s", run, status, status.meaning)
+        self._log.info("an earlier try created workflow run %d; it is %s: %s", run, status, status.meaning)
         return status
 
-    def _act_on(self, step: Step, run: int, status: RunStatus) -> None:
+    def _act_on(self, step: Step, run: int) -> None:
         """Do about the run of an earlier try what comes before another one can be created.
 
         :param step: what is to be done.
-        :param status: what the run is now.
-        :raises AirflowException: it ended badly, and that is all there is to say; or it does not end.
+        :raises AirflowException: the run does not end.
         """
-        if step is Step.FAIL:
-            raise AirflowException(
-                f"{ended(run, status).message}. Resume the workflow first, or set resume_on_retry=True to let"
-                f" a retry do that"
-            )
         if step is Step.STOP:
             self._stop_cleared(run)
             self._make_ready(patience=self._left())
@@ -164,7 +175,7 @@ class Beginning:
 
         :raises AirflowException: it has not ended in time; until then, an executor is at work on its tasks.
         """
-        self._log.info("The task was cleared: stopping workflow run %d", run)
+        self._log.info("this task was cleared: stopping workflow run %d", run)
         stopping = stop_run(run, self._workflow_id, timeout=self._left(), clock=time.monotonic)
         status = self._attempt.converse(self._hook, stopping)
         if status is None or not status.is_terminal:
@@ -188,23 +199,14 @@ class Beginning:
         return self._attempt.converse(self._hook, looking)
 
     def _prepare(self, what: Preparation) -> None:
-        """Do what comes before another run can be created.
-
-        :raises AirflowException: the workflow is DONE, so no run is left to be created.
-        """
-        if what is Preparation.FAIL:
-            raise AirflowException(
-                f"workflow {self._workflow_id} is DONE, so there is nothing left to run. This Airflow does"
-                f" not remember whose run finished it (3.3 and later do): if it was that of an earlier try,"
-                f" mark this task as success"
-            )
+        """Do what comes before another run can be created."""
         if what is Preparation.WARN:
             self._log.warning(
                 "This Airflow does not remember the run of an earlier try (3.3 and later do): another one is"
                 " created if none is alive, and failed tasks are not reset; resume_on_retry=True does that"
             )
         elif what is Preparation.RESUME:
-            self._log.info("Making workflow %d ready for another run, once none is alive", self._workflow_id)
+            self._log.info("workflow %d is made ready for another run, once none is alive", self._workflow_id)
             self._make_ready(patience=self._left())
 
     def _make_ready(self, *, patience: float) -> None:
@@ -214,4 +216,17 @@ class Beginning:
         """
         ready = make_ready(self._workflow_id, patience=patience, timeout=self._left(), clock=time.monotonic)
         self._attempt.converse(self._hook, ready)
-        self._log.info("Workflow %d is ready for its next run", self._workflow_id)
+        self._log.info("workflow %d is ready for its next run", self._workflow_id)
+
+
+def _user(log: Any) -> str:
+    """Return the user for whom Jobmon records a run: this process's."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # as in a container with a user id of its own
+        user = f"uid-{os.getuid()}"
+        log.warning(
+            "this process's user id has no name; Jobmon records the run for %r. Set LOGNAME to name the user",
+            user,
+        )
+        return user

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
+from airflow_jobmon_provider.client.conversations.pacing import KILL_PATIENCE
+from airflow_jobmon_provider.task.limits import remaining
+
 if TYPE_CHECKING:
     from datetime import timedelta
 
@@ -56,6 +59,11 @@ class Resume:
         return (
             self.deadline if self.execution_deadline is None else min(self.deadline, self.execution_deadline)
         )
+
+    @property
+    def kill_patience(self) -> float:
+        """Seconds for which a forced clean-up waits for tasks that were just told to kill themselves."""
+        return min(KILL_PATIENCE, remaining(self.first_deadline) / 2)
 
     @property
     def is_over(self) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client.conversations import (
@@ -20,6 +21,7 @@ from airflow_jobmon_provider.client.conversations import (
 from airflow_jobmon_provider.client.exceptions import InvalidRequest, JobmonError
 from airflow_jobmon_provider.client.lifecycle import WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
+from airflow_jobmon_provider.operators._ending import end_if_done
 from airflow_jobmon_provider.operators._raised import RaisedMemory
 from airflow_jobmon_provider.task.errors import execution_limit
 from airflow_jobmon_provider.task.limits import remaining
@@ -45,9 +47,10 @@ class ResumeWork:
         self._hook = hook
         self._log = log
 
-    def begin(self, reset_running_jobs: bool, force_cleanup: bool) -> Begun:
+    def begin(self, reset_running_jobs: bool, force_cleanup: bool, increase_resources: bool | None) -> Begun:
         """Find out all that would keep the workflow from being resumed, and only then tell its run to stop.
 
+        :param increase_resources: see the operator. What it comes to on this server is ``decided`` then.
         :returns: what was found.
         :raises AirflowSkipException: the workflow is DONE and ``if_done="skip"``.
         """
@@ -56,13 +59,13 @@ class ResumeWork:
             decided.workflow_id,
             reset_running_jobs=reset_running_jobs,
             force_cleanup=force_cleanup,
-            increase_resources=decided.increase_resources,
+            increase_resources=increase_resources,
             server=self._hook.server.settings.service_url,
             retries=self._retries(),
             clock=time.monotonic,
         )
         begun = self._converse(beginning, remaining(decided.deadline) if decided.resume_timeout else None)
-        self._stop_if_done(begun.details)
+        self.decided = replace(decided, increase_resources=begun.increase_resources)
         return begun
 
     def wait(self, force_cleanup: bool, signal: Call[None] | None) -> WorkflowDetails | None:
@@ -79,6 +82,7 @@ class ResumeWork:
             clock=time.monotonic,
             at_rest=True,
             signal=signal,
+            kill_patience=self.decided.kill_patience,
         )
         return self._converse(waiting, None)
 
@@ -92,8 +96,11 @@ class ResumeWork:
         if details is None:
             checking = check_at_rest(decided.workflow_id, self._retries(), time.monotonic)
             details = self._converse(checking, decided.resume_timeout or None)
-        # Asked again: the run that was told to stop may have finished the workflow instead.
-        self._stop_if_done(details)
+        # The run that was told to stop may have finished the workflow instead. A workflow that is DONE
+        # reports resumable, but refuses a new run (docs/protocol.md, "Resuming").
+        if details is not None and details.status == WorkflowStatus.DONE:
+            end_if_done(decided.workflow_id, decided.if_done, self._log)
+            return decided.workflow_id
         resetting = reset_tasks(
             decided.workflow_id, decided.reset_if_running, self._retries(), time.monotonic
         )
@@ -105,7 +112,7 @@ class ResumeWork:
             memory.forget()
         else:
             self._converse(resetting, None)
-        self._log.info("Workflow %d is ready for its next run", decided.workflow_id)
+        self._log.info("workflow %d is ready for its next run", decided.workflow_id)
         return decided.workflow_id
 
     def _raise_resources(self, memory: RaisedMemory) -> None:
@@ -113,7 +120,7 @@ class ResumeWork:
         # the same ones once more.
         if memory.knows():
             self._log.warning(
-                "An earlier try has raised the resources of the failed tasks; they are not raised again"
+                "an earlier try has raised the resources of the failed tasks; they are not raised again"
             )
             return
         memory.remember()
@@ -124,15 +131,11 @@ class ResumeWork:
             if isinstance(error, InvalidRequest) or protocol.was_not_processed(error):
                 memory.forget()
             raise
-        self._log.info("Raised the resources of %d failed task(s)", raised)
-
-    def _stop_if_done(self, details: WorkflowDetails | None) -> None:
-        # A workflow that is DONE reports resumable, but refuses a new run (docs/protocol.md, "Resuming").
-        if details is not None and details.status == WorkflowStatus.DONE:
-            message = f"workflow {self.decided.workflow_id} is DONE: there is nothing to resume"
-            self._log.info("The %s", message)  # Airflow shows a skip's reason only in the line's details
-            skip = self.decided.if_done == "skip"
-            raise AirflowSkipException(message) if skip else AirflowFailException(message)
+        self._log.info(
+            "workflow %d: the resources of %d task(s) that failed for lack of them were raised",
+            self.decided.workflow_id,
+            raised,
+        )
 
     def _retries(self) -> Retries:
         """Return for how long to try again: as the connection says, and within the user's limits."""

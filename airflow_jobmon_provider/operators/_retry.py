@@ -82,7 +82,7 @@ class RunMemory:
         if not same_server(str(server), self.server):
             self._log.log(
                 logging.WARNING,
-                "An earlier try created workflow run %s on the server %s; the connection names %s now, so"
+                "an earlier try created workflow run %s on the server %s; the connection names %s now, so"
                 " that run is left alone, and a new one is created there",
                 run,
                 server,
@@ -92,7 +92,7 @@ class RunMemory:
         if workflow_id != self.workflow_id:
             self._log.log(
                 logging.WARNING,
-                "An earlier try created workflow run %s of workflow %s; this try is for workflow %s, so that"
+                "an earlier try created workflow run %s of workflow %s; this try is for workflow %s, so that"
                 " run is left alone",
                 run,
                 workflow_id,
@@ -191,7 +191,6 @@ class Preparation(Enum):
     NOTHING = "nothing: the workflow's tasks are ready"
     WARN = "warn that failed tasks are not reset"
     RESUME = "resume the workflow, once no run of it is alive"
-    FAIL = "report that the workflow is DONE"
 
 
 def preparation(status: str | None, *, resume_on_retry: bool) -> Preparation:
@@ -201,7 +200,7 @@ def preparation(status: str | None, *, resume_on_retry: bool) -> Preparation:
     :param resume_on_retry: a retry resumes the workflow if its last run ended badly.
     """
     if status == WorkflowStatus.DONE:
-        return Preparation.FAIL
+        return Preparation.NOTHING  # nor is there anything left to run
     if not resume_on_retry:
         return Preparation.WARN
     # A run that is LINKING has its tasks ready, and is waited for when the next one is created.

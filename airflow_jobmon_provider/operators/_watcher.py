@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from airflow_jobmon_provider.client.conversations import (
     ProgressWatch,
@@ -52,6 +54,22 @@ def executor_starter(
     return start
 
 
+def command_by_hand(server: str, workflow_id: int, workflow_run_id: int) -> str:
+    """Return the command that a user can give on a cluster to execute a run: a line for a shell.
+
+    :param server: its address with the route prefix, without credentials.
+    """
+    url = urlsplit(server)
+    settings = {
+        "JOBMON__HTTP__SERVICE_URL": f"{url.scheme}://{url.netloc}",
+        "JOBMON__HTTP__ROUTE_PREFIX": url.path,
+    }
+    command = executor_command("python", workflow_id, workflow_run_id, "CLUSTER")
+    return " ".join(
+        [*(f"{name}={shlex.quote(value)}" for name, value in settings.items()), shlex.join(command)]
+    )
+
+
 class Watcher:
     """Watches a run in this process, or has a trigger do the same.
 
@@ -69,6 +87,19 @@ class Watcher:
         self._heartbeat = heartbeat
         self._keep_alive = KeepAlive(wanted.keep_alive)
         self._log = wanted.log
+
+    def tell_how_to_execute(self) -> None:
+        """Log the command that executes the run, which waits for somebody to give it."""
+        wanted, own = self._wanted, self._own
+        assert own.workflow_id is not None
+        self._log.info(
+            "workflow run %d waits for an executor, and is kept alive for up to %g s (handoff_timeout). To"
+            " execute it, run this where Jobmon's client is, with its Python and the name of the cluster"
+            " (elsewhere than here, copy executor.py there first, which is one file):\n%s",
+            self._run,
+            wanted.handoff_timeout,
+            command_by_hand(self._hook.server.settings.service_url, own.workflow_id, self._run),
+        )
 
     def wait(self, status: RunStatus) -> RunEnd:
         """Watch the run to its end, while another executor than ours is at work on it.
@@ -93,7 +124,7 @@ class Watcher:
         execution.stop(EXECUTOR_GRACE)
         others = execution.exit_code == Exit.NOT_TAKEN  # then how our executor ended says nothing of the run
         if end.outcome is not RunOutcome.DONE and not others and execution.problem is not None:
-            end = replace(end, message=f"{end.message}. {execution.problem}")
+            end = replace(end, message=f"{execution.problem}. {end.message}")
         return end
 
     def _end_after_executor(self, execution: Execution) -> tuple[RunStatus | None, KeepAlive]:

@@ -6,7 +6,8 @@ in modules that only a running task imports:
 * ``_resume``: tell the active run to stop, wait, reset the tasks. ``_raised``: raise resources only once.
 * ``_attempt``: what a try has come to, and what becomes of its run when the try is broken off.
 * ``_beginning``: how a try comes by its run. ``_retry``: what a retry remembers, and what follows from it.
-* ``_watcher``: wait here for the run's end. ``_decided``: what holds after a deferral.
+* ``_watcher``: wait here for the run's end. ``_ending``: what a task tells of it, and if a retry can help.
+* ``_decided``: what holds after a deferral.
 """
 
 from __future__ import annotations
@@ -23,24 +24,42 @@ from airflow_jobmon_provider.client.heartbeat import KeepAlive, check_heartbeat,
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
-from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink
+from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink, workflow_url
 from airflow_jobmon_provider.task.errors import airflow_errors
 from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, execution_deadline, remaining
-from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral, check_literal_id
+from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral, check_literal_id, rendered_id
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_jobmon_provider.client.conversations import RunEnd
-    from airflow_jobmon_provider.client.protocol import TaskCounts
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._decided import OwnRun, Resume
+    from airflow_jobmon_provider.operators._ending import Ending
     from airflow_jobmon_provider.operators._watcher import Watcher
-    from airflow_jobmon_provider.triggers.events import ResumableEvent, RunEvent
+    from airflow_jobmon_provider.triggers.events import ResumableEvent
 
 __all__ = ["CreateWorkflowRunOperator", "ResumeWorkflowOperator"]
 
+_IF_DONE = ("skip", "fail", "pass")
 _KEEP_ALIVE = (KeepAlive.UNTIL_BOUND.value, KeepAlive.UNTIL_DONE.value)
+
+
+def _workflow_of(
+    operator: ResumeWorkflowOperator | CreateWorkflowRunOperator, context: Context, hook: JobmonHook
+) -> int:
+    """Return the id of a task's workflow, and store its link, whatever comes next (docs/rules.md, rule 10).
+
+    :raises InvalidParameter: the id is no positive integer.
+    :raises AirflowNotFoundException, ConfigError: the connection is not there, or is malformed.
+    """
+    url = ""
+    try:
+        workflow_id = rendered_id("workflow_id", operator.workflow_id)
+        url = workflow_url(hook.server.gui_url, workflow_id)
+        return workflow_id
+    finally:
+        JobmonWorkflowLink().store(context, url)
 
 
 class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
@@ -55,11 +74,21 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         server does not answer; 0: check once. Resetting the tasks comes after it: the server may need minutes
         for a million tasks, and only ``execution_timeout`` bounds it. Default 300.
     :param force_cleanup: clean task instances in KILL_SELF up instead of waiting for their workers, for jobs
-        that were ended from outside (scancel, node failure). Needs Jobmon 3.7. Default False.
+        that were ended from outside (scancel, node failure). Those that are in KILL_SELF before the run is
+        told to stop are cleaned up at once. Those that come to it by the signal may still be at work: they
+        have 95 s (half of what is left of ``resume_timeout``, if that is less) in which none of them ends,
+        and what is at work even then overlaps with the next run for some seconds. Needs Jobmon 3.7. Default
+        False.
     :param increase_resources: raise the resources of tasks that failed for lack of them, by the tasks' own
-        ``resource_scales``, before they are reset; once, also where a retry follows. Needs Jobmon 3.6.
-        Default False.
-    :param if_done: what to do about a workflow that is DONE: ``skip`` the task (default) or ``fail`` it.
+        ``resource_scales``, before they are reset; once, also where a retry follows. None: if the server can
+        (Jobmon 3.6 and later, whose own command does so by default); the log says if it cannot. True: fail
+        if it cannot. False: leave them as they are. Tasks that ask for the same resources share one record,
+        which Jobmon raises once for each of them that failed: by a scale of 0.5, 10 becomes 15 where one
+        failed, and 35 where three did (Jobmon 3.7). Default None.
+    :param if_done: what to do about a workflow that is DONE. ``skip`` (default): skip this task, and with it
+        those downstream; for a DAG of one workflow. ``pass``: return the id, change nothing; for mapped
+        tasks (``expand``), where Airflow would skip what is downstream of all of them as soon as one is
+        skipped. ``CreateWorkflowRunOperator`` then succeeds at once. ``fail``: fail, without a retry.
     :param deferrable: wait in the triggerer instead of on a worker. Default: ``[operators]
         default_deferrable``.
     :returns: the workflow id, as XCom.
@@ -82,7 +111,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         reset_if_running: bool | None = None,
         resume_timeout: float | timedelta = 300,
         force_cleanup: bool = False,
-        increase_resources: bool = False,
+        increase_resources: bool | None = None,
         if_done: str = "skip",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
@@ -93,12 +122,10 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         self.jobmon_conn_id = jobmon_conn_id
         self.reset_running_jobs = reset_running_jobs
         self.reset_if_running = reset_running_jobs if reset_if_running is None else reset_if_running
-        if isinstance(resume_timeout, timedelta):
-            resume_timeout = resume_timeout.total_seconds()
-        self.resume_timeout: float = seconds("resume_timeout", resume_timeout)
+        self.resume_timeout = seconds("resume_timeout", resume_timeout)
         self.force_cleanup = force_cleanup
         self.increase_resources = increase_resources
-        self.if_done = one_of("if_done", if_done, ("skip", "fail"))
+        self.if_done = one_of("if_done", if_done, _IF_DONE)
         self.deferrable = deferrable
         self._decided: dict[str, Any] | None = None  # kept over a deferral
 
@@ -107,27 +134,26 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         from airflow_jobmon_provider.operators._decided import Resume
         from airflow_jobmon_provider.operators._resume import ResumeWork
 
-        workflow_id = positive_id("workflow_id", self.workflow_id)
         hook = JobmonHook(self.jobmon_conn_id)
         with airflow_errors():
+            workflow_id = _workflow_of(self, context, hook)
             decided = Resume(
                 workflow_id=workflow_id,
                 jobmon_conn_id=self.jobmon_conn_id,
                 server=hook.server.settings.service_url,
                 reset_if_running=self.reset_if_running,
-                increase_resources=self.increase_resources,
+                increase_resources=False,  # until the server has told whether it can
                 if_done=self.if_done,
                 resume_timeout=self.resume_timeout,
                 deadline=time.time() + self.resume_timeout,
                 execution_deadline=execution_deadline(context, self.execution_timeout),
             )
-            JobmonWorkflowLink().store(context, hook.server.gui_url, workflow_id)
             work = ResumeWork(decided, hook, self.log)
-            begun = work.begin(self.reset_running_jobs, self.force_cleanup)
+            begun = work.begin(self.reset_running_jobs, self.force_cleanup, self.increase_resources)
             details = begun.details
             if not begun.at_rest:
                 if self.deferrable:
-                    self._defer(decided, self.reset_running_jobs if begun.signal else None)
+                    self._defer(work.decided, self.reset_running_jobs if begun.signal else None)
                 details = work.wait(self.force_cleanup, begun.signal)
             return work.finish(context, details)
 
@@ -135,7 +161,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger
 
         self.log.info(
-            "Workflow %d is not resumable yet; waiting in the triggerer for up to %.0f s",
+            "workflow %d is not resumable yet; waiting in the triggerer for up to %.0f s",
             decided.workflow_id,
             remaining(decided.first_deadline),
         )
@@ -146,6 +172,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
                 force_cleanup=self.force_cleanup,
                 deadline=decided.first_deadline,
                 reset_running_jobs=reset_running_jobs,
+                kill_patience=decided.kill_patience,
                 server=decided.server,
             ),
             method_name="come_back",
@@ -197,7 +224,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
             jobmon_conn_id=self.jobmon_conn_id,
             server=event.server,
             reset_if_running=self.reset_if_running,
-            increase_resources=self.increase_resources,
+            increase_resources=self.increase_resources is True,
             if_done=self.if_done,
             resume_timeout=self.resume_timeout,
             deadline=time.time(),
@@ -237,14 +264,16 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         connection's, else Jobmon's setting, 3.1.
     :param keep_alive: ``until_bound`` (default), or ``until_done`` for executors that do not beat themselves:
         it hides a dead executor from Jobmon's reaper.
-    :param create_timeout: seconds in which the run must have been created; waiting for a lost one, for the
-        end of one that a clear has stopped, and for a server that does not answer included. Default 600.
-    :param handoff_timeout: seconds after its creation in which an executor must take the run; else it is
-        aborted and the task fails. Default 3600.
-    :param startup_timeout: seconds that an executor which has taken the run may need until its tasks run
-        (BOUND, INSTANTIATED, LAUNCHED); nothing else ends a run whose executor dies then, so it is ended as
-        ERROR and the task fails. Default 3600.
-    :param poll_interval: longest pause in seconds between looks at a run that an executor has. Default 60.
+    :param create_timeout: seconds (or a ``timedelta``) in which the run must have been created; waiting for a
+        lost one, for the end of one that a clear has stopped, and for a server that does not answer included.
+        Default 600.
+    :param handoff_timeout: seconds (or a ``timedelta``) after its creation in which an executor must take the
+        run; else it is aborted and the task fails. Default 3600.
+    :param startup_timeout: seconds (or a ``timedelta``) that an executor which has taken the run may need
+        until its tasks run (BOUND, INSTANTIATED, LAUNCHED); nothing else ends a run whose executor dies then,
+        so it is ended as ERROR and the task fails. Default 3600.
+    :param poll_interval: longest pause in seconds (or a ``timedelta``) between looks at a run that an
+        executor has. Default 60.
     :param cancel_on_kill: when a user marks the task failed or clears it, or it times out, also stop a run
         that an executor has, by a cold resume signal. False: leave it running. A run that nobody has taken is
         aborted in any case. While the task is deferred, Airflow tells of a user's act from 3.3 on. Where no
@@ -252,13 +281,19 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         goes on with it. Default True.
     :param resume_on_retry: a retry that finds the earlier try's run ended badly resumes the workflow and
         creates another; where Airflow remembers no run (before 3.3), it does so if the workflow's last run
-        ended badly. It never stops a run that is alive. False: it reports the failure again. Default False.
+        ended badly. It never stops a run that is alive. False: a run that has ended badly fails the task
+        without a retry, which could only find the same. Default False.
+    :param if_done: what to do about a workflow that is DONE, so that no run is left to be created. ``pass``
+        (default): succeed at once; there is no run id to return then. ``skip`` the task, or ``fail`` it.
     :param deferrable: wait in the triggerer instead of on a worker. Default: ``[operators]
         default_deferrable``.
-    :returns: the workflow run id, as XCom. ``workflow_id`` and ``workflow_run_id`` are pushed before the
-        wait, ``status`` (a code) and ``task_counts`` after it.
-    :raises AirflowException: the run could not be created or executed, or did not end DONE; one line that
-        says why, and where tasks failed, their counts, the first of them and the ends of their errors.
+    :returns: the workflow run id, as XCom; None: the workflow was DONE already. ``workflow_id`` and
+        ``workflow_run_id`` are pushed before the wait, ``status`` (a code) and ``task_counts`` after it.
+    :raises AirflowFailException: the run did not end DONE, or what is asked for is impossible, and no retry
+        could change that. The first line says why; then come the tasks that failed with the ends of their
+        errors, and what to do.
+    :raises AirflowException: the run could not be created or executed, or no executor took it; a retry may
+        help.
     """
 
     template_fields: Sequence[str] = ("workflow_id", "jobmon_conn_id", "cluster_name", "jobmon_python")
@@ -278,12 +313,13 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         workflow_run_heartbeat_interval: float | None = None,
         heartbeat_report_by_buffer: float | None = None,
         keep_alive: str = KeepAlive.UNTIL_BOUND.value,
-        create_timeout: float = 600,
-        handoff_timeout: float = 3600,
-        startup_timeout: float = 3600,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        create_timeout: float | timedelta = 600,
+        handoff_timeout: float | timedelta = 3600,
+        startup_timeout: float | timedelta = 3600,
+        poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         cancel_on_kill: bool = True,
         resume_on_retry: bool = False,
+        if_done: str = "pass",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -306,20 +342,23 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self.poll_interval = seconds("poll_interval", poll_interval, above=0)
         self.cancel_on_kill = cancel_on_kill
         self.resume_on_retry = resume_on_retry
+        self.if_done = one_of("if_done", if_done, _IF_DONE)
         self.deferrable = deferrable
 
-    def execute(self, context: Context) -> int:
+    def execute(self, context: Context) -> int | None:
         """Create the run, or find that of an earlier try, and wait for its end here or in the triggerer."""
         from airflow_jobmon_provider.operators._attempt import Attempt
         from airflow_jobmon_provider.operators._beginning import Beginning
+        from airflow_jobmon_provider.operators._ending import end_if_done
         from airflow_jobmon_provider.operators._retry import RunMemory
         from airflow_jobmon_provider.operators._watcher import Watcher, executor_starter
         from airflow_jobmon_provider.triggers.events import RunEvent
 
-        workflow_id = positive_id("workflow_id", self.workflow_id)
         hook = JobmonHook(self.jobmon_conn_id)
         attempt = self._attempt = Attempt(context, self.log)
         with airflow_errors(), attempt.heeding_on_kill():
+            workflow_id = _workflow_of(self, context, hook)
+            context["ti"].xcom_push(key="workflow_id", value=workflow_id)
             heartbeat = heartbeat_of(
                 hook.server.settings.heartbeat,
                 self.workflow_run_heartbeat_interval,
@@ -327,17 +366,22 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
             )
             start_executor = executor_starter(self, hook, heartbeat)  # its errors come before there is a run
             server = hook.server.settings.service_url
-            attempt.memory = memory = RunMemory(context, workflow_id, server, self.log)
-            beginning = Beginning(self, attempt, hook, memory)
-            own, status = beginning.find_or_create(context, heartbeat.good_for)
+            attempt.memory = RunMemory(context, workflow_id, server, self.log)
+            found = Beginning(self, attempt, hook, attempt.memory).find_or_create(context, heartbeat.good_for)
+            if found is None:
+                end_if_done(workflow_id, self.if_done, self.log)
+                return None
+            own, status = found
             run = own.workflow_run_id
             with attempt.looking_after(own, hook):
-                memory.remember(run, own.created_at)
-                self._push_ids(context, hook, own)
+                attempt.memory.remember(run, own.created_at)
+                context["ti"].xcom_push(key="workflow_run_id", value=run)
+                watcher = Watcher(self, hook, own, heartbeat)
+                if status is RunStatus.LINKING and start_executor is None:
+                    watcher.tell_how_to_execute()
                 if not self.wait_for_completion:
                     with attempt.waiting():
                         return run
-                watcher = Watcher(self, hook, own, heartbeat)
                 if start_executor is not None and status is RunStatus.LINKING:
                     with attempt.waiting():
                         attempt.execution = start_executor(workflow_id, run)
@@ -345,13 +389,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 else:
                     end = self._wait(attempt, watcher, own, status)
                 attempt.settled = end.status is not None and end.status.is_terminal
-        return self._finish(context, attempt, own, RunEvent.of(end, run, workflow_id), hook)
-
-    def _push_ids(self, context: Context, hook: JobmonHook, own: OwnRun) -> None:
-        assert own.workflow_id is not None
-        context["ti"].xcom_push(key="workflow_id", value=own.workflow_id)
-        context["ti"].xcom_push(key="workflow_run_id", value=own.workflow_run_id)
-        JobmonWorkflowLink().store(context, hook.server.gui_url, own.workflow_id)
+        return self._ending(context, own, hook).finish(RunEvent.of(end, run, workflow_id))
 
     def _wait(self, attempt: Attempt, watcher: Watcher, own: OwnRun, status: RunStatus) -> RunEnd:
         """Wait here or in the triggerer for the end of a run that another executor than ours executes."""
@@ -359,11 +397,6 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
         if status.is_terminal:  # don't defer a run that has already ended
             return ended(own.workflow_run_id, status)
-        if status is RunStatus.LINKING:
-            self.log.info(
-                "Keeping it alive until an executor takes it, for up to %g s: start one on the cluster",
-                self.handoff_timeout,
-            )
         with attempt.waiting():
             if not self.deferrable:
                 return watcher.wait(status)
@@ -405,39 +438,13 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         own = OwnRun.after_deferral(ended, known)
         hook = JobmonHook(own.jobmon_conn_id)
         with attempt.heeding_on_kill(), attempt.looking_after(own, hook):
-            return self._finish(context, attempt, own, ended, hook)
+            return self._ending(context, own, hook).finish(ended)
 
-    def _finish(
-        self, context: Context, attempt: Attempt, own: OwnRun, event: RunEvent, hook: JobmonHook
-    ) -> int:
-        """Push what is known of the run's end, and return its id or raise the reason."""
-        from airflow_jobmon_provider.client.conversations import count_tasks, explain_failure
+    def _ending(self, context: Context, own: OwnRun, hook: JobmonHook) -> Ending:
+        from airflow_jobmon_provider.operators._ending import Ending
 
-        attempt.settled = attempt.settled or event.has_ended
-        context["ti"].xcom_push(key="status", value=event.workflow_run_status)
-        if not event.has_ended:
-            attempt.leave(own, hook, timed_out=event.status == "timeout")
-            raise AirflowException(event.message)
-        if event.status == "success":
-            self.log.info(event.message)
-            if own.workflow_id is not None:
-                counts, _ = attempt.tell(own, hook, count_tasks(own.workflow_id))
-                self._push_counts(context, own, counts)
-            return own.workflow_run_id
-        if event.workflow_run_status == RunStatus.ABORTED:  # the tasks had no part in it
-            raise AirflowException(event.message)
-        if own.workflow_id is None:
-            raise AirflowException(event.message)
-        explanation, problem = attempt.tell(own, hook, explain_failure(own.workflow_id))
-        if explanation is None:
-            raise AirflowException(f"{event.message}. Why could not be asked: {problem}")
-        self._push_counts(context, own, explanation.counts)
-        raise AirflowException(f"{event.message}\n{explanation.text}".rstrip())
-
-    def _push_counts(self, context: Context, own: OwnRun, counts: TaskCounts | None) -> None:
-        if counts is not None:
-            self.log.info("Workflow %s: %s", own.workflow_id, counts)
-            context["ti"].xcom_push(key="task_counts", value=counts.as_dict())
+        assert self._attempt is not None
+        return Ending(context, self._attempt, own, hook, resume_on_retry=self.resume_on_retry, log=self.log)
 
     def on_kill(self) -> None:
         """Stop the run if Airflow says that a user has ended the task, or that it is over; else let it go.

@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
 
-from airflow_jobmon_provider.client.exceptions import JobmonError
+from airflow_jobmon_provider.client.exceptions import JobmonError, RouteNotSupported, WorkflowNotFound
 from airflow_jobmon_provider.task.limits import remaining
+
+_RETRY_IS_USELESS = (WorkflowNotFound, RouteNotSupported)
 
 _CLOCKS_DIFFER = 0.05  # seconds, between the monotonic clock that requests end by and the one of deadlines
 
 
 @contextlib.contextmanager
 def airflow_errors() -> Iterator[None]:
-    """Turn the client's errors into Airflow's: the same line, and no chain of tracebacks in the task log."""
+    """Turn the client's errors into Airflow's: the same line, and no chain of tracebacks in the task log.
+
+    :raises AirflowFailException: no retry can help.
+    :raises AirflowException: one may.
+    """
     try:
         yield
+    except _RETRY_IS_USELESS as error:
+        raise AirflowFailException(str(error)) from None
     except JobmonError as error:
         raise AirflowException(str(error)) from None
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 from airflow_jobmon_provider.client.validation import positive_id
+
+
+class InvalidParameter(AirflowFailException, ValueError):
+    """What a template has rendered cannot be right, and a retry would render the same."""
 
 
 def check_literal_id(name: str, value: Any) -> None:
@@ -16,6 +22,17 @@ def check_literal_id(name: str, value: Any) -> None:
     is_template = isinstance(value, str) and ("{{" in value or "{%" in value)
     if not is_template and (value is None or isinstance(value, (str, int, float))):
         positive_id(name, value)
+
+
+def rendered_id(name: str, value: Any) -> int:
+    """Return an id that a template may have rendered.
+
+    :raises InvalidParameter: it is no positive integer.
+    """
+    try:
+        return positive_id(name, value)
+    except ValueError as error:
+        raise InvalidParameter(str(error)) from None
 
 
 class RenderedBeforeDeferral:

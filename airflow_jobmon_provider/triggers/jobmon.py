@@ -176,7 +176,9 @@ class WorkflowResumableTrigger(_JobmonTrigger):
     :param server: address of the server on which the workflow lives (``Settings.service_url``). Where the
         connection names another, the trigger ends with an error. Default: not known, whatever it names is
         taken for it.
-    :raises ValueError: the id is no positive integer, or the deadline no number.
+    :param kill_patience: seconds for which ``force_cleanup`` waits for KILL_SELF task instances as long as
+        none of them ends. Default 0.
+    :raises ValueError: the id is no positive integer, or a time no number.
     """
 
     def __init__(
@@ -187,9 +189,11 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         deadline: float | None = None,
         reset_running_jobs: bool | None = None,
         server: str | None = None,
+        kill_patience: float = 0.0,
     ) -> None:
         super().__init__(jobmon_conn_id, server)
         self.reset_running_jobs = reset_running_jobs
+        self.kill_patience = seconds("kill_patience", kill_patience)
         self.workflow_id = positive_id("workflow_id", workflow_id)
         self.force_cleanup = force_cleanup
         self.deadline = None if deadline is None else seconds("deadline", deadline)
@@ -205,6 +209,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
                 "deadline": self.deadline,
                 "reset_running_jobs": self.reset_running_jobs,
                 "server": self.server,
+                "kill_patience": self.kill_patience,
             },
         )
 
@@ -220,6 +225,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
             force_cleanup=self.force_cleanup,
             clock=time.monotonic,
             at_rest=True,
+            kill_patience=self.kill_patience,
             signal=None if signal is None else routes.set_resume(self.workflow_id, signal),
         )
         try:

@@ -28,8 +28,10 @@ from airflow_jobmon_provider.client.conversations.failure import (
     EXPLANATION_TIMEOUT,
     MAX_FAILURE_TEXT,
     Explanation,
+    advice_on_end,
     count_tasks,
     explain_failure,
+    reason_of,
 )
 from airflow_jobmon_provider.client.conversations.pacing import COMMIT_PATIENCE, Uniform
 from airflow_jobmon_provider.client.conversations.progress import (
@@ -104,6 +106,7 @@ __all__ = [
     "Step",
     "Uniform",
     "abort",
+    "advice_on_end",
     "ask_again",
     "ask_until",
     "begin_resume",
@@ -122,6 +125,7 @@ __all__ = [
     "look_at_run",
     "make_ready",
     "progress_pause",
+    "reason_of",
     "reset_tasks",
     "stop_run",
     "try_again",

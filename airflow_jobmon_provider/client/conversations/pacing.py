@@ -25,6 +25,9 @@ COMMIT_PATIENCE = 10.0
 
 STARTUP_WARNING = 300.0
 
+KILL_PATIENCE = 95.0
+"""Seconds for tasks that were told to kill themselves: by default they hear of it within 90 s."""
+
 _LEAST_BEAT_TIMEOUT = 1.0
 
 

@@ -92,8 +92,7 @@ class ProgressWatch:
                 yield Note(logging.INFO, f"{what}; the watch goes on: {error}")
         else:
             if counts != self._counts:
-                if self._counts is None or str(counts) != str(self._counts):
-                    yield Note(logging.INFO, f"workflow {self._workflow_id}: {counts}")
+                yield Note(logging.INFO, f"workflow {self._workflow_id}: {counts}")
                 self._counts = counts
                 self._changed = asked
             settled = counts.total > 0 and not (counts.pending or counts.scheduled or counts.running)

@@ -35,6 +35,7 @@ def wait_until_resumable(
     uniform: Uniform = random.uniform,
     at_rest: bool = False,
     signal: Call[None] | None = None,
+    kill_patience: float = 0.0,
 ) -> Conversation[WorkflowDetails | None]:
     """Return once the workflow is resumable.
 
@@ -49,6 +50,9 @@ def wait_until_resumable(
     :param signal: the workflow's active run was told to stop while it may have been in a status that takes no
         signal (LINKING, INSTANTIATED, LAUNCHED): send this again until it is in one that does. Default: no
         signal.
+    :param kill_patience: seconds for which ``force_cleanup`` waits for KILL_SELF task instances as long as
+        none of them ends. For a workflow whose run was alive a moment ago: they may still be at work, and
+        would go on beside those of the next run. Default 0: they are cleaned up at once.
     :returns: the workflow's details as of the check that said yes, with ``at_rest``; else None. None also for
         a workflow without runs.
     :raises ResumeTimeout: the time is over.
@@ -57,7 +61,7 @@ def wait_until_resumable(
     :raises WorkflowNotFound, InvalidRequest, UnreadableReply: final, whatever the time.
     """
     outage = Outage(f"workflow {workflow_id}", clock, tries_on=timeout > 0)
-    looks = _Looks(workflow_id, outage, force_cleanup, at_rest, signal)
+    looks = _Looks(workflow_id, outage, force_cleanup, at_rest, signal, kill_patience, clock)
     waiting = _wait_until_resumable(looks, timeout, clock, uniform)
     return (yield from in_time(waiting, timeout, clock) if timeout > 0 else waiting)
 
@@ -91,6 +95,8 @@ class _Looks:
         force_cleanup: bool,
         at_rest: bool,
         signal: Call[None] | None,
+        kill_patience: float,
+        clock: Clock,
     ) -> None:
         self.workflow_id = workflow_id
         self.outage = outage
@@ -98,7 +104,10 @@ class _Looks:
         self._force_cleanup = force_cleanup
         self._at_rest = at_rest
         self._signal = signal
+        self._kill_patience = kill_patience
+        self._clock = clock
         self._pending = 0
+        self._pending_since = clock()
         self._just_cleaned = False
         self._starting = False
         self._answered = False
@@ -110,9 +119,13 @@ class _Looks:
         reply = yield from self.outage.ask(routes.is_resumable(self.workflow_id))
         if reply is None:
             return ResumeStep.WAIT
-        self._pending = reply.pending_kill_self or 0
+        pending = reply.pending_kill_self or 0
+        if pending != self._pending:
+            self._pending, self._pending_since = pending, self._clock()
         step = pacing.resume_step(reply, self._force_cleanup)
         if step is ResumeStep.CLEAN_UP and not self._just_cleaned:
+            if pending and self._clock() < self._pending_since + self._kill_patience:
+                return ResumeStep.WAIT
             return (yield from self._clean_up())
         self._just_cleaned = False
         resumable = step is ResumeStep.RESUMABLE

@@ -32,11 +32,13 @@ class Begun:
     :param at_rest: there was nothing to stop; nothing has been changed.
     :param signal: the signal that the workflow's run may have missed; send it again while it is waited for.
         None: it cannot have missed it.
+    :param increase_resources: the resources of tasks that failed for lack of them are to be raised.
     """
 
     details: WorkflowDetails | None
     at_rest: bool
     signal: Call[None] | None = None
+    increase_resources: bool = False
 
 
 def begin_resume(
@@ -44,7 +46,7 @@ def begin_resume(
     *,
     reset_running_jobs: bool,
     force_cleanup: bool,
-    increase_resources: bool,
+    increase_resources: bool | None,
     server: str,
     retries: Retries,
     clock: Clock,
@@ -55,7 +57,8 @@ def begin_resume(
 
     :param reset_running_jobs: True: cold resume; False: hot.
     :param force_cleanup: clean KILL_SELF task instances up; the server must be able to.
-    :param increase_resources: the server must be able to raise resources.
+    :param increase_resources: True: the server must be able to raise resources. None: they are to be raised
+        if it can.
     :param server: its address without credentials, for the log.
     :param retries: for each request.
     :param clock: monotonic seconds.
@@ -69,8 +72,7 @@ def begin_resume(
     if before == WorkflowStatus.DONE:
         return Begun(details, at_rest=True)
     yield from check_server_version(details, retries, clock)
-    if increase_resources:
-        yield from check_increase_resources(workflow_id, retries, clock)
+    raises = yield from _can_raise(workflow_id, increase_resources, retries, clock)
     try:
         details = yield from try_again(
             lambda: wait_until_resumable(
@@ -81,10 +83,29 @@ def begin_resume(
         )
     except ResumeTimeout:
         signal = routes.set_resume(workflow_id, reset_running_jobs)
-        yield Note(logging.INFO, f"Signalling workflow {workflow_id} to resume at {server}")
+        how = "cold" if reset_running_jobs else "hot"
+        yield Note(
+            logging.INFO, f"workflow {workflow_id}: telling its run to stop ({how} resume), at {server}"
+        )
         yield from ask_again(signal, retries, clock)
-        return Begun(details, at_rest=False, signal=signal if pacing.misses_signals(before) else None)
-    return Begun(details, at_rest=True)
+        missed = pacing.misses_signals(before)
+        return Begun(details, at_rest=False, signal=signal if missed else None, increase_resources=raises)
+    return Begun(details, at_rest=True, increase_resources=raises)
+
+
+def _can_raise(workflow_id: int, wanted: bool | None, retries: Retries, clock: Clock) -> Conversation[bool]:
+    """Return whether resources are to be raised: as wanted, or if the server can."""
+    if wanted is False:
+        return False
+    try:
+        yield from check_increase_resources(workflow_id, retries, clock)
+    except InvalidRequest as error:
+        if wanted:
+            raise
+        text = f"workflow {workflow_id}: its tasks keep the resources that they have: {error}"
+        yield Note(logging.INFO, text)
+        return False
+    return True
 
 
 def check_increase_resources(workflow_id: int, retries: Retries, clock: Clock) -> Conversation[None]:

@@ -253,8 +253,7 @@ class _Watch:
         if seen is not None and self._is_untaken() and self._time_to_abort():
             seen = yield from self._move(RunStatus.ABORTED)
             if seen is RunStatus.ABORTED:
-                by_deadline = self._is_over(self.timeout)
-                return _given_up(self.workflow_run_id, self._elapsed(), by_deadline=by_deadline)
+                return self._given_up()
         elif seen is not None and self._startup_is_over():
             stuck = self.status
             seen = yield from self._move(RunStatus.ERROR)
@@ -319,9 +318,8 @@ class _Watch:
             return None  # a first failure that came at once, and may be over at once
         if self._is_untaken() and self._time_to_abort():
             outcome = RunOutcome.TIMEOUT if expired else RunOutcome.HANDOFF_TIMEOUT
-            return RunEnd(
-                outcome, self.status, _not_aborted(run, elapsed, self.heartbeat.good_for, error), answered
-            )
+            message = _not_aborted(run, self._limit_given(), self.heartbeat.good_for, error)
+            return RunEnd(outcome, self.status, message, answered)
         if self._startup_is_over():
             message = self._not_begun(
                 self.status, f"and it could not be moved to ERROR: {error or 'refused'}"
@@ -356,6 +354,21 @@ class _Watch:
 
     def _starting_for(self) -> float:
         return 0.0 if self.starting_since is None else self.clock() - self.starting_since
+
+    def _given_up(self) -> RunEnd:
+        by_deadline = self._is_over(self.timeout)
+        message = (
+            f"no executor took workflow run {self.workflow_run_id} within {self._limit_given()}, so it was"
+            f" aborted. Start its executor in time (the task's log has the command), or allow more"
+        )
+        outcome = RunOutcome.TIMEOUT if by_deadline else RunOutcome.HANDOFF_TIMEOUT
+        return RunEnd(outcome, RunStatus.ABORTED, message)
+
+    def _limit_given(self) -> str:
+        """Return the limit within which an executor should have taken the run, as the user has given it."""
+        if self.handoff_timeout is None or self._is_over(self.timeout):
+            return f"the {self.age + self._elapsed():.0f} s that the task had"
+        return f"{self.age + self.handoff_timeout:.0f} s (handoff_timeout)"
 
     def _elapsed(self) -> float:
         return self.clock() - self.started
@@ -444,22 +457,11 @@ def ended(workflow_run_id: int, status: RunStatus) -> RunEnd:
     return RunEnd(outcome, status, f"workflow run {workflow_run_id} ended {status}: {status.meaning}")
 
 
-def _given_up(workflow_run_id: int, elapsed: float, *, by_deadline: bool) -> RunEnd:
-    what = "its time was over" if by_deadline else "no executor took it"
-    message = (
-        f"workflow run {workflow_run_id}: {what} after {elapsed:.0f} s in LINKING, so it was aborted."
-        f" Start an executor for it in time, or allow more"
-    )
-    return RunEnd(
-        RunOutcome.TIMEOUT if by_deadline else RunOutcome.HANDOFF_TIMEOUT, RunStatus.ABORTED, message
-    )
-
-
-def _not_aborted(workflow_run_id: int, elapsed: float, window: float, error: JobmonError | None) -> str:
+def _not_aborted(workflow_run_id: int, limit: str, window: float, error: JobmonError | None) -> str:
     return (
-        f"workflow run {workflow_run_id} was not seen to be taken by an executor within {elapsed:.0f} s, and"
-        f" could not be aborted: {error or 'refused'}. If none has it, its heartbeat runs out"
-        f" by itself within {window:.0f} s"
+        f"no executor was seen to take workflow run {workflow_run_id} within {limit}, and it could not be"
+        f" aborted: {error or 'refused'}. If none has it, its heartbeat runs out by itself within"
+        f" {window:.0f} s"
     )
 
 

@@ -77,8 +77,14 @@ class TaskCounts:
     fatal: int
 
     def __str__(self) -> str:
-        """How far the workflow is, as shown to users: ``412/1000 done, 30 running, 2 failed``."""
-        return f"{self.done}/{self.total} done, {self.running} running, {self.fatal} failed"
+        """How far the workflow is, as shown to users.
+
+        Such as ``412/1000 done, 30 running, 5 scheduled, 551 pending, 2 failed``.
+        """
+        return (
+            f"{self.done}/{self.total} done, {self.running} running, {self.scheduled} scheduled,"
+            f" {self.pending} pending, {self.fatal} failed"
+        )
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts as plain data, for XCom."""
