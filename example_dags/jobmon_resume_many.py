@@ -1,7 +1,8 @@
 """Resume many Jobmon workflows at once and create the next run of each, as dynamically mapped tasks.
 
-Trigger it with their ids: ``{"workflow_ids": [123, 124, 125]}``. A workflow that is DONE already is skipped;
-the others go on.
+Trigger it with their ids: ``{"workflow_ids": [123, 124, 125]}``. A workflow that is DONE already passes, and
+the others go on. It is not skipped: after mapped tasks of which one is skipped, Airflow skips what comes next.
+In Airflow's UI, each mapped task is named after its workflow.
 """
 
 from __future__ import annotations
@@ -31,7 +32,18 @@ with DAG(
 
     @task_group
     def resume_and_run(workflow_id: int) -> None:
-        resume = ResumeWorkflowOperator(task_id="resume", workflow_id=workflow_id, deferrable=True)
-        CreateWorkflowRunOperator(task_id="run", workflow_id=resume.output, deferrable=True)
+        resume = ResumeWorkflowOperator(
+            task_id="resume",
+            workflow_id=workflow_id,
+            if_done="pass",
+            deferrable=True,
+            map_index_template="workflow {{ task.workflow_id }}",
+        )
+        CreateWorkflowRunOperator(
+            task_id="run",
+            workflow_id=resume.output,
+            deferrable=True,
+            map_index_template="workflow {{ task.workflow_id }}",
+        )
 
     resume_and_run.expand(workflow_id=workflow_ids())

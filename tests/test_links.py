@@ -22,7 +22,7 @@ class Linked(BaseOperator):
     operator_extra_links = (JobmonWorkflowLink(),)
 
     def execute(self, context: Any) -> None:
-        JobmonWorkflowLink().store(context, GUI, 7)
+        JobmonWorkflowLink().store(context, workflow_url(GUI, 7))
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_the_address_of_a_workflow(gui_url: str | None, url: str) -> None:
     assert workflow_url(gui_url, 7) == url
     ti = TaskInstance()
     context: Any = {"ti": ti}
-    JobmonWorkflowLink().store(context, gui_url, 7)
-    assert ti.xcoms == ({JobmonWorkflowLink().xcom_key: url} if url else {})
+    JobmonWorkflowLink().store(context, url)
+    assert ti.xcoms == {JobmonWorkflowLink().xcom_key: url}  # if it is missing, Airflow logs an error
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ class WorkflowRun:
 
     def _learn(self, status: RunStatus) -> str:
         if not status.is_known and status != self._status:
-            logger.warning("Workflow run %s is %s: %s", self._workflow_run_id, status, status.meaning)
+            logger.warning("workflow run %s is %s: %s", self._workflow_run_id, status, status.meaning)
         self._status = status.value
         return status.value
 

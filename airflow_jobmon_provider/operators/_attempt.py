@@ -231,7 +231,7 @@ class Attempt:
             hook.check_server(own.server)
             status = hook.converse(giving_up, log=self._log)
         except Exception as error:  # it must not hide why the run is given up
-            self._log.warning("Workflow run %d could not be stopped: %s", run, error)
+            self._log.warning("workflow run %d could not be stopped: %s", run, error)
         else:
-            self._log.info("Workflow run %d is now %s", run, status or "out of reach")
+            self._log.info("workflow run %d is now %s", run, status or "out of reach")
         return status

@@ -134,7 +134,7 @@ class Watcher:
         """
         run = self._run
         if execution.exit_code == Exit.NOT_TAKEN:
-            self._log.warning("Workflow run %d is not this task's to execute; will keep watching it", run)
+            self._log.warning("workflow run %d is not this task's to execute; will keep watching it", run)
             return None, self._keep_alive
         ending = end_without_executor(run, taken=execution.has_taken, clock=time.monotonic)
         status = self._hook.converse(ending, log=self._log)

@@ -402,7 +402,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         except Exception as error:  # whatever it is, the user's act must not fail because of it
             ours = isinstance(error, (JobmonError, AirflowNotFoundException, ValueError))
             why = str(error) if ours else excerpt(error) or f"no answer within {left:g} s"
-            self.log.warning("Workflow run %d could not be stopped: %s", self.workflow_run_id, why)
+            self.log.warning("workflow run %d could not be stopped: %s", self.workflow_run_id, why)
 
     async def _give_up(self, timeout: float) -> None:
         from airflow_jobmon_provider.client.conversations import give_up_run
@@ -416,7 +416,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
                 clock=time.monotonic,
             )
             status = await requester.converse(giving_up, log=self.log)
-        self.log.info("Workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
+        self.log.info("workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
 
     def _event(self, status: str, message: str) -> RunEvent:
         from airflow_jobmon_provider.triggers.events import RunEvent

@@ -20,6 +20,7 @@ from airflow_jobmon_provider.client.conversations import (
     wait_until_resumable,
     watch_run,
 )
+from airflow_jobmon_provider.client.conversations.pacing import LONGEST_RESUME_PAUSE
 from airflow_jobmon_provider.client.exceptions import (
     NotAuthorized,
     ResumeTimeout,
@@ -109,6 +110,35 @@ def test_a_forced_clean_up_is_followed_by_a_check_at_once() -> None:
     ]
     assert sim.now == 1000
     assert sim.warnings == ["workflow 7: forced the clean-up of 2 KILL_SELF task instance(s)"]
+
+
+def test_tasks_that_may_be_at_work_are_waited_for_as_long_as_one_of_them_ends() -> None:
+    """A run that was alive a moment ago: forced at once, its tasks would go on beside those of the next."""
+    cleaned: list[float] = []
+
+    def answer(call: Call[Any], now: float) -> Any:
+        if call.route.endswith("force_cleanup_kill_self"):
+            cleaned.append(now - 1000)
+            return {"num_cleaned_up": 1}
+        pending = 3 if now < 1040 else 2 if now < 1080 else 1
+        return {"workflow_is_resumable": bool(cleaned), "pending_kill_self": pending}
+
+    sim = Simulation(answer)
+    waiting = wait_until_resumable(7, timeout=300, force_cleanup=True, clock=sim.clock, kill_patience=50)
+    sim.run(waiting)
+    assert len(cleaned) == 1
+    assert 1080 + 50 <= cleaned[0] + 1000 <= 1080 + 50 + 2 * LONGEST_RESUME_PAUSE
+
+
+def test_where_all_of_them_end_in_time_nothing_is_forced() -> None:
+    def answer(call: Call[Any], now: float) -> Any:
+        left = max(int(1090 - now) // 30, 0)
+        return {"workflow_is_resumable": not left, "pending_kill_self": left}
+
+    sim = Simulation(answer)
+    waiting = wait_until_resumable(7, timeout=300, force_cleanup=True, clock=sim.clock, kill_patience=50)
+    sim.run(waiting)
+    assert {call.route.rsplit("/")[-1] for _, call in sim.asked} == {"is_resumable"}
 
 
 def test_a_clean_up_that_is_not_answered_is_tried_again() -> None:

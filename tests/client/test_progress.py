@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,14 +22,17 @@ from airflow_jobmon_provider.client.conversations import (
     ProgressWatch,
     RunEnd,
     RunOutcome,
+    advice_on_end,
     count_tasks,
     explain_failure,
     progress_pause,
+    reason_of,
     watch_run,
 )
 from airflow_jobmon_provider.client.conversations import progress as progress_module
 from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable, UnreadableReply
 from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
+from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import Call, TaskCounts
 from airflow_jobmon_provider.client.requester import Requester, converse
 from airflow_jobmon_provider.client.settings import Settings
@@ -36,6 +40,7 @@ from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow
 from tests.client.simulation import Simulation
 
 DOWN = ServerUnreachable("GET http://jobmon: no reply within 20 s")
+TALLY = "412/1000 done, 30 running, 0 scheduled, 556 pending, 2 failed"
 
 
 def low(low: float, high: float) -> float:
@@ -146,7 +151,7 @@ def test_a_run_tells_how_far_its_tasks_are() -> None:
     assert watch(sim).outcome is RunOutcome.DONE
     lines = progress_lines(sim)
     assert lines[0].startswith("workflow 7: ")
-    assert lines[0].endswith("/1000 done, 30 running, 2 failed")
+    assert re.search(r": \d+/1000 done, 30 running, 0 scheduled, \d+ pending, 2 failed$", lines[0])
     assert 25 <= len(lines) <= 60
     gaps = [b - a for a, b in zip(jobmon.counted, jobmon.counted[1:], strict=False)]
     assert min(gaps) >= 60
@@ -154,14 +159,9 @@ def test_a_run_tells_how_far_its_tasks_are() -> None:
 
 
 def test_a_line_is_told_only_if_it_says_something_new() -> None:
-    def answer(now: float) -> Any:
-        reply = counts(412)
-        reply["7"]["SCHEDULED"] = int(now)  # changes, but is not in the line
-        return reply
-
-    sim = Simulation(Jobmon(7200, answer))
+    sim = Simulation(Jobmon(7200, lambda now: counts(412)))
     watch(sim)
-    assert progress_lines(sim) == ["workflow 7: 412/1000 done, 30 running, 2 failed"]
+    assert progress_lines(sim) == [f"workflow 7: {TALLY}"]
 
 
 def test_a_quiet_workflow_is_asked_less() -> None:
@@ -223,7 +223,7 @@ def test_a_failure_to_count_disturbs_nothing_and_is_told_once(error: Exception) 
     assert not sim.warnings
     assert progress_lines(sim) == [
         f"workflow 7: its tasks could not be counted; the watch goes on: {error}",
-        "workflow 7: 412/1000 done, 30 running, 2 failed",
+        f"workflow 7: {TALLY}",
     ]
 
 
@@ -267,32 +267,49 @@ def explain(jobmon: Failed, **options: Any) -> Explanation:
     return Simulation(jobmon).run(explain_failure(7, **options))
 
 
-def test_a_failure_names_counts_tasks_and_the_ends_of_their_errors() -> None:
+def test_a_failure_names_tasks_and_the_ends_of_their_errors_the_last_line_first() -> None:
     failure = explain(Failed({12: "Traceback:\n  File x\nValueError: no data", 11: ""}), lines=2)
     assert failure.counts == TaskCounts(1000, 586, 0, 0, 412, 2)
     assert failure.text.splitlines() == [
-        "412/1000 done, 0 running, 2 failed",
-        "task 12 'fit' failed:",
+        "1 × ValueError: no data (task 12 'fit')",
         "      File x",
-        "    ValueError: no data",
-        "task 11 'fit' failed",
+        "1 × no error was kept (task 11 'fit')",
     ]
+
+
+def test_tasks_with_the_same_error_are_told_together_the_most_frequent_first() -> None:
+    missing = "Traceback:\nFileNotFoundError: /data/loc-{}.csv"
+    errors = {1: "MemoryError", **{task: missing.format(task) for task in range(2, 14)}}
+    assert explain(Failed(errors)).text.splitlines() == [
+        "12 × FileNotFoundError: /data/loc-2.csv (e.g. task 2 'fit')",
+        "    Traceback:",
+        "1 × MemoryError (task 1 'fit')",
+    ]
+
+
+def test_tasks_whose_errors_were_not_asked_for_are_counted() -> None:
+    jobmon = Failed(dict.fromkeys(range(1, 28), "why"))
+    sim = Simulation(jobmon)
+    text = sim.run(explain_failure(7)).text
+    assert text.splitlines() == ["20 × why (e.g. task 1 'fit')", "… and 7 more failed tasks"]
+    assert len(sim.asked) == 22
+    assert explain(jobmon, limit=0).text == "27 failed tasks"
+    one = explain(Failed(dict.fromkeys(range(1, 22), "why"))).text
+    assert one.endswith("… and 1 more failed task")
 
 
 def test_so_many_tasks_and_lines_as_asked_for() -> None:
-    jobmon = Failed({task: "\n".join("abcdefghijkl") for task in range(1, 9)})
-    text = explain(jobmon).text
-    assert text.count("failed:") == 5
-    assert text.count("    l") == 5
+    errors = {task: "\n".join("abcdefghijk") + f"\n{'x' * task}" for task in range(1, 5)}
+    text = explain(Failed(errors)).text
+    assert text.count("    k") == 4
     assert "    c" in text
     assert "    b" not in text
-    sim = Simulation(jobmon)
-    assert sim.run(explain_failure(7, limit=2, lines=0)).text.splitlines()[1:] == [
-        "task 1 'fit' failed",
-        "task 2 'fit' failed",
+    sim = Simulation(Failed(errors))
+    assert sim.run(explain_failure(7, limit=2, lines=0)).text.splitlines() == [
+        "2 × no error was kept (e.g. task 1 'fit')",
+        "… and 2 more failed tasks",
     ]
     assert len(sim.asked) == 2
-    assert explain(jobmon, limit=0).text == "412/1000 done, 0 running, 8 failed"
 
 
 @given(
@@ -309,42 +326,92 @@ def test_whatever_the_server_says_the_text_is_short_and_printable(
     assert failure.text.replace("\n", "").isprintable()
 
 
-def test_each_task_gets_its_share_and_of_an_error_the_end_stays() -> None:
+def test_each_error_gets_its_share_and_its_end_stays() -> None:
     text = explain(
-        Failed({task: "x" * 150 + "\n" + "\n".join(["y" * 150] * 20) for task in range(1, 6)})
+        Failed({task: "a" * 150 + "\n" + "\n".join(["b" * 150] * 20 + ["c" * task]) for task in range(1, 6)})
     ).text
-    assert [f"task {task} 'fit' failed:" in text for task in range(1, 6)] == [True] * 5
-    assert text.endswith("y")
-    assert "x" not in text
-    assert len(text.encode()) > MAX_FAILURE_TEXT - 250
+    assert [f"1 × {'c' * task} (task {task} 'fit')" in text for task in range(1, 6)] == [True] * 5
+    assert text.endswith("b")
+    assert "aaa" not in text
+    assert len(text.encode()) > MAX_FAILURE_TEXT - 300
     assert "…" in text
 
 
-def test_tasks_that_have_no_room_are_left_out() -> None:
-    text = explain(Failed(dict.fromkeys(range(1, 200), "why"), name="名" * 80), limit=199).text
+def test_tasks_that_have_no_room_are_counted() -> None:
+    errors = {task: "why" + "y" * (task % 100) + "z" * (task // 100) for task in range(1, 200)}
+    text = explain(Failed(errors, name="名" * 80), limit=199).text
     assert len(text.encode()) <= MAX_FAILURE_TEXT
-    assert text.splitlines()[0] == "412/1000 done, 0 running, 199 failed"
+    told = text.count("1 × why")
+    assert 0 < told < 199
+    assert text.endswith(f"… and {199 - told} more failed tasks")
 
 
 def test_without_failed_tasks_there_is_nothing_more_to_ask() -> None:
     sim = Simulation(Failed({}))
-    assert sim.run(explain_failure(7)).text == "412/1000 done, 0 running, 0 failed"
+    assert sim.run(explain_failure(7)).text == ""
     assert len(sim.asked) == 1
 
 
 def test_what_is_known_is_told_when_the_server_does_not_answer_everything() -> None:
     assert explain(Failed({}, tally=DOWN, table=DOWN)) == Explanation(None, "")
-    assert explain(Failed({12: "why"}, tally=DOWN)).text == "task 12 'fit' failed:\n    why"
-    assert explain(Failed({12: "why"}, table=DOWN)).text == "412/1000 done, 0 running, 1 failed"
+    assert explain(Failed({12: "why"}, tally=DOWN)).text == "1 × why (task 12 'fit')"
+    assert explain(Failed({12: "why"}, table=DOWN)).text == "1 failed task"
     sim = Simulation(Failed({12: "why", 11: DOWN, 10: "why"}))
-    assert sim.run(explain_failure(7)).text.splitlines()[1:] == [
-        "task 12 'fit' failed:",
-        "    why",
-        "task 11 'fit' failed",
-        "task 10 'fit' failed",
+    assert sim.run(explain_failure(7)).text.splitlines() == [
+        "2 × no error was kept (e.g. task 11 'fit')",
+        "1 × why (task 12 'fit')",
     ]
     assert len(sim.asked) == 4
     assert sim.notes == [(logging.INFO, f"no further details: {DOWN}")]
+
+
+# --- the reason, and what to do -----------------------------------------------------------------------------
+
+E, S, T = RunStatus.ERROR, RunStatus.STOPPED, RunStatus.TERMINATED
+
+
+@pytest.mark.parametrize(
+    ("status", "tally", "reason", "advice"),
+    [
+        (
+            E,
+            (10, 0, 0, 0, 7, 3),
+            "3 of 10 tasks failed, 7 done",
+            "Once the cause is mended, resume workflow 7",
+        ),
+        (E, (10, 4, 1, 0, 2, 3), "3 of 10 tasks failed, 2 done, 5 left to run", "Once the cause is mended"),
+        (
+            E,
+            (3, 0, 0, 0, 3, 0),
+            "its heartbeat ran out, as in an outage of Jobmon (3 of 3 tasks done)",
+            "ends DONE",
+        ),
+        (
+            E,
+            (3, 1, 0, 1, 1, 0),
+            "(1 of 3 tasks done, 2 left to run)",
+            "To run what is left, resume workflow 7",
+        ),
+        (E, (1, 0, 0, 0, 0, 1), "1 of 1 task failed, 0 done", "tries again what failed"),
+        (E, (0, 0, 0, 0, 0, 0), E.meaning, "To go on, resume workflow 7"),
+        (E, None, E.meaning, "To go on, resume workflow 7"),
+        (S, (3, 2, 0, 0, 1, 0), f"{S.meaning} (1 of 3 tasks done, 2 left to run)", "To run what is left"),
+        (
+            T,
+            (3, 1, 0, 0, 1, 1),
+            f"{T.meaning} (1 of 3 tasks failed, 1 done, 1 left to run)",
+            "resume workflow 7",
+        ),
+    ],
+)
+def test_the_counts_choose_the_reason_and_the_next_step(
+    status: RunStatus, tally: tuple[int, ...] | None, reason: str, advice: str
+) -> None:
+    counts = None if tally is None else TaskCounts(*tally)
+    assert reason_of(status, counts).endswith(reason)
+    assert advice in advice_on_end(7, counts)
+    outage = "outage" in reason_of(status, counts)
+    assert outage == (status is E and counts is not None and counts.total > 0 and counts.fatal == 0)
 
 
 def test_counting_tasks_never_fails() -> None:
@@ -384,14 +451,7 @@ def test_a_real_failure_is_explained(
 ) -> None:
     failure = converse_with(explain_failure(failed.workflow_id))
     assert failure.counts == TaskCounts(total=3, pending=0, scheduled=0, running=0, done=0, fatal=3)
-    lines = failure.text.splitlines()
-    assert lines[0] == "0/3 done, 0 running, 3 failed"
-    assert [line.split("'")[1] for line in lines if line.startswith("task ")] == [
-        "task-2",
-        "task-1",
-        "task-0",
-    ]
-    assert sum("exit_code: 1" in line for line in lines) == 3
+    assert re.fullmatch(r"3 × Got exit_code: 1\b.* \(e\.g\. task \d+ 'task-2'\)", failure.text)
 
 
 def test_a_real_run_tells_its_progress(
@@ -415,4 +475,4 @@ def test_a_real_run_tells_its_progress(
     with caplog.at_level(logging.INFO):
         assert converse_with(conversation).outcome is RunOutcome.TIMEOUT
     told = [record.getMessage() for record in caplog.records if "done" in record.getMessage()]
-    assert told == [f"workflow {workflow.workflow_id}: 0/3 done, 3 running, 0 failed"]
+    assert told == [f"workflow {workflow.workflow_id}: 0/3 done, 3 running, 0 scheduled, 0 pending, 0 failed"]

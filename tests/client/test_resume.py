@@ -232,7 +232,7 @@ def test_a_running_one_is_told_once() -> None:
     assert not begun.at_rest
     assert begun.signal is None
     assert server.asked == ["details", "is_resumable", "set_resume"]
-    assert server.notes == ["Signalling workflow 7 to resume at http://jobmon"]
+    assert server.notes == ["workflow 7: telling its run to stop (cold resume), at http://jobmon"]
 
 
 def test_a_run_that_came_after_the_one_that_ended_is_left_alone() -> None:

@@ -112,7 +112,7 @@ def test_of_a_long_error_the_end_is_kept_with_its_indentation() -> None:
 
 def test_counts_are_shown_in_one_short_line_and_as_plain_data() -> None:
     counts = TaskCounts(total=1000, pending=550, scheduled=6, running=30, done=412, fatal=2)
-    assert str(counts) == "412/1000 done, 30 running, 2 failed"
+    assert str(counts) == "412/1000 done, 30 running, 6 scheduled, 550 pending, 2 failed"
     assert counts.as_dict() == {
         "total": 1000,
         "pending": 550,

@@ -77,4 +77,4 @@ def test_a_run_that_a_user_holds_in_python_goes_on_too(
     run._update_status("A")
     assert ask(run) == run.status == "D"
     assert server.said[2:] == ["G", "A", "G"]
-    assert caplog.text.count("Workflow run 5 is UNKNOWN (X)") == 1
+    assert caplog.text.count("workflow run 5 is UNKNOWN (X)") == 1

@@ -78,7 +78,7 @@ def test_nothing_is_done_about_a_workflow_that_is_done(
     assert_ended(airflow, RESUME_AND_CREATE, dag_run, "success")
     assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "skipped", "run": "skipped"}
     log = airflow.task_log(RESUME_AND_CREATE, dag_run, "resume")
-    assert f"workflow {done.workflow_id} is DONE: there is nothing to resume" in log
+    assert f"workflow {done.workflow_id} is DONE: there is nothing left to run" in log
     assert not errors(log)
     assert e2e_sandbox.runs(done.workflow_id) == [(done.workflow_run_id, "D")]
 
@@ -114,9 +114,11 @@ def test_many_workflows_are_resumed_at_once(
         e2e_sandbox.execute(workflow.workflow_id, new_run(e2e_sandbox, workflow))
     assert_ended(airflow, dag, dag_run, "success")
     tasks = [f"resume_and_run.{task}[{n}]" for task in ("resume", "run") for n in range(3)]
-    assert airflow.task_states(dag, dag_run) == {"workflow_ids": "success"} | dict(
-        zip(tasks, ["success", "skipped", "success"] * 2, strict=True)
-    )
+    assert airflow.task_states(dag, dag_run) == dict.fromkeys(["workflow_ids", *tasks], "success")
+    for task, (index, workflow_id) in itertools.product(("resume", "run"), enumerate(ids)):
+        instance = airflow.task_instance(dag, dag_run, f"resume_and_run.{task}", map_index=index)
+        assert instance["rendered_map_index"] == f"workflow {workflow_id}"
+    assert e2e_sandbox.runs(done.workflow_id) == [(done.workflow_run_id, "D")]
     for index, workflow in zip((0, 2), workflows, strict=True):
         assert e2e_sandbox.workflow_status(workflow.workflow_id) == "D"
         run, _ = e2e_sandbox.runs(workflow.workflow_id)[-1]
@@ -131,8 +133,9 @@ def test_a_run_that_ends_badly_fails_the_task(e2e_sandbox: JobmonSandbox, airflo
     assert_ended(airflow, RESUME_AND_CREATE, dag_run, "failed")
     assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "success", "run": "failed"}
     log = airflow.task_log(RESUME_AND_CREATE, dag_run, "run")
-    meaning = "tasks failed, or its executor died and Jobmon's reaper ended it"
-    assert f"workflow run {run} ended ERROR (E): {meaning}" in log
+    what = f"workflow run {run} of workflow {workflow.workflow_id} ended ERROR (E)"
+    assert f"{what}: 1 of 1 task failed, 0 done" in log
+    assert "1 × Got exit_code: 1" in log
     assert len(errors(log)) == 1
 
 
@@ -141,7 +144,9 @@ def test_a_workflow_that_does_not_exist_fails_the_task_with_one_line(airflow: Ai
     assert_ended(airflow, RESUME_AND_CREATE, dag_run, "failed")
     states = airflow.task_states(RESUME_AND_CREATE, dag_run)
     assert states == {"resume": "failed", "run": "upstream_failed"}
-    (line,) = errors(airflow.task_log(RESUME_AND_CREATE, dag_run, "resume"))
+    log = airflow.task_log(RESUME_AND_CREATE, dag_run, "resume")
+    assert "telling its run to stop" not in log
+    (line,) = errors(log)
     assert "987654" in line
     assert "does not exist" in line
 

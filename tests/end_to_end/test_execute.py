@@ -71,7 +71,7 @@ def assert_second_try_goes_on(
 ) -> None:
     def second_try() -> bool:
         log = airflow.task_log(RETRYING, dag_run, "run", try_number=2)
-        return f"An earlier try created workflow run {run}" in log
+        return f"an earlier try created workflow run {run}" in log
 
     wait_until(second_try, 90, "the retry")
     assert e2e_sandbox.run_status(run) == "R"

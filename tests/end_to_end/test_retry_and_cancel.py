@@ -29,7 +29,7 @@ def test_a_worker_that_is_killed_leaves_one_run_and_a_finished_workflow(
     assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
     assert e2e_sandbox.workflow_status(workflow.workflow_id) == "D"
     log = airflow.task_log(dag, dag_run, "run", try_number=2)
-    assert f"An earlier try created workflow run {run}" in log
+    assert f"an earlier try created workflow run {run}" in log
 
 
 def test_marking_a_deferred_task_failed_stops_the_run_that_an_executor_has(

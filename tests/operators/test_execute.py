@@ -145,7 +145,7 @@ def test_tasks_that_fail_are_named(
     workflow = failed(tasks=1)
     with pytest.raises(AirflowException, match=r"ended ERROR \(E\)") as caught:
         run_task(execute(workflow))
-    assert "0/1 done, 0 running, 1 failed" in str(caught.value)
+    assert "ended ERROR (E): 1 of 1 task failed, 0 done" in str(caught.value)
     assert "task-0" in str(caught.value)
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import shlex
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +24,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
+from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from airflow_jobmon_provider.triggers.jobmon import WorkflowResumableTrigger, WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
@@ -29,6 +35,7 @@ from tests.stub_server import Reply, StubServer
 from tests.stuck_tasks import stop_with_stuck_tasks
 
 NOBODY = 987_654_321
+LINK = JobmonWorkflowLink().xcom_key
 
 pytestmark = pytest.mark.usefixtures("connection")
 
@@ -120,11 +127,30 @@ def test_running_tasks_are_reset_as_the_signal_was(
 
 def test_a_workflow_that_is_done_is_skipped_or_failed(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("D").workflow_id
-    line = f"workflow {workflow_id} is DONE: there is nothing to resume"
+    line = f"workflow {workflow_id} is DONE: there is nothing left to run"
     with pytest.raises(AirflowSkipException, match=line):
         run_task(resume(workflow_id))
     with pytest.raises(AirflowFailException, match=line):
         run_task(resume(workflow_id, if_done="fail"))
+    with pytest.raises(AirflowSkipException, match=line):
+        run_task(create(workflow_id, if_done="skip"))
+    with pytest.raises(AirflowFailException, match=line):
+        run_task(create(workflow_id, if_done="fail"))
+
+
+@both
+def test_a_workflow_that_is_done_may_pass_and_nothing_is_changed(
+    sandbox: JobmonSandbox, logged: Callable[[], str], deferrable: bool
+) -> None:
+    workflow = sandbox.make_workflow_in("D")
+    workflow_id = workflow.workflow_id
+    assert run_task(resume(workflow_id, if_done="pass", deferrable=deferrable)).result == workflow_id
+    ended = run_task(create(workflow_id, deferrable=deferrable))
+    assert ended.result is None
+    assert ended.xcoms == {LINK: "", "workflow_id": workflow_id}
+    assert f"workflow {workflow_id} is DONE: there is nothing left to run" in logged()
+    assert sandbox.runs(workflow_id) == [(workflow.workflow_run_id, "D")]
+    assert not sandbox.requests(f"/task/{workflow_id}/set_resume_state")
 
 
 def test_a_run_that_finishes_the_workflow_instead_of_stopping(sandbox: JobmonSandbox) -> None:
@@ -166,20 +192,26 @@ def test_a_deferral_carries_plain_values_and_no_secret(sandbox: JobmonSandbox) -
     assert isinstance(trigger, WorkflowResumableTrigger)
     assert trigger.workflow_id == workflow_id
     assert trigger.deadline == pytest.approx(time.time() + 100, abs=5)
+    assert trigger.kill_patience == pytest.approx(50, abs=3)  # half of it
     assert stored(trigger).serialize() == trigger.serialize()
 
 
-@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferrable"])
+@both
+@pytest.mark.parametrize("wanted", [{"increase_resources": True}, {}], ids=["asked for", "by default"])
 def test_resources_are_raised_once_the_workflow_is_at_rest(
-    sandbox: JobmonSandbox, connection: Callable[..., None], logged: Callable[[], str], deferrable: bool
+    sandbox: JobmonSandbox,
+    connection: Callable[..., None],
+    logged: Callable[[], str],
+    deferrable: bool,
+    wanted: dict[str, Any],
 ) -> None:
     connection(extra={"route_prefix": "/api/v3"})
     workflow = sandbox.make_workflow("fails", tasks=2)
     workflow_id = workflow.workflow_id
     (first, *_) = sandbox.query("SELECT min(id) FROM task WHERE workflow_id = ?", workflow_id)[0]
     sandbox.change("UPDATE task_instance SET status = 'Z' WHERE task_id = ?", first)
-    run_task(resume(workflow_id, increase_resources=True, deferrable=deferrable))
-    assert "Raised the resources of 1 failed task(s)" in logged()
+    run_task(resume(workflow_id, deferrable=deferrable, **wanted))
+    assert "the resources of 1 task(s) that failed for lack of them were raised" in logged()
     assert sandbox.task_statuses(workflow_id) == ["G", "G"]
     asked = [(r.method, r.path.rpartition("/")[2]) for r in sandbox.requests(f"/{workflow_id}/")]
     order = [("GET", "increase_resources"), ("GET", "is_resumable"), ("POST", "increase_resources")]
@@ -187,12 +219,34 @@ def test_resources_are_raised_once_the_workflow_is_at_rest(
     assert [step for step in asked if step in order and "api" not in step][-4:] == order
 
 
-@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferrable"])
+@both
+def test_by_default_a_server_that_cannot_raise_resources_is_said_in_one_line(
+    sandbox: JobmonSandbox, logged: Callable[[], str], deferrable: bool
+) -> None:
+    workflow_id = sandbox.make_workflow_in("E").workflow_id
+    assert run_task(resume(workflow_id, deferrable=deferrable)).result == workflow_id
+    (line,) = [line for line in logged().splitlines() if "resources" in line]
+    assert f"workflow {workflow_id}: its tasks keep the resources that they have: this Jobmon server" in line
+    assert not [r for r in sandbox.requests(f"/{workflow_id}/increase_resources") if r.method == "POST"]
+
+
+def test_where_resources_are_not_to_be_raised_the_server_is_not_asked_for_it(
+    sandbox: JobmonSandbox, connection: Callable[..., None]
+) -> None:
+    connection(extra={"route_prefix": "/api/v3"})
+    workflow_id = sandbox.make_workflow_in("E").workflow_id
+    run_task(resume(workflow_id, increase_resources=False))
+    assert not sandbox.requests(f"/{workflow_id}/increase_resources")
+
+
+@both
 def test_a_server_that_cannot_raise_resources_is_told_before_anything_is_changed(
     sandbox: JobmonSandbox, deferrable: bool
 ) -> None:
     workflow = sandbox.make_workflow_in("R")
-    with pytest.raises(AirflowException, match=r"cannot raise the resources of failed tasks; needs a newer"):
+    with pytest.raises(
+        AirflowFailException, match=r"cannot raise the resources of failed tasks; needs a newer"
+    ):
         run_task(resume(workflow.workflow_id, increase_resources=True, deferrable=deferrable))
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "R"
     assert not sandbox.requests(f"/workflow/{workflow.workflow_id}/set_resume")
@@ -234,6 +288,7 @@ def test_a_run_is_created_kept_alive_and_waited_for(sandbox: JobmonSandbox, defe
     assert status == "D"
     assert ended.result == run
     assert ended.xcoms == {
+        LINK: "",
         "workflow_id": workflow_id,
         "workflow_run_id": run,
         "status": "D",
@@ -243,7 +298,9 @@ def test_a_run_is_created_kept_alive_and_waited_for(sandbox: JobmonSandbox, defe
 
 
 @both
-@pytest.mark.parametrize(("path", "says"), [("BIORE", "tasks failed"), ("BIORS", "interrupted by a user")])
+@pytest.mark.parametrize(
+    ("path", "says"), [("BIORE", "1 of 1 task failed"), ("BIORS", "interrupted by a user")]
+)
 def test_any_other_end_fails_with_what_it_means(
     sandbox: JobmonSandbox, deferrable: bool, path: str, says: str
 ) -> None:
@@ -253,7 +310,7 @@ def test_any_other_end_fails_with_what_it_means(
         run_task(create(workflow_id, deferrable=deferrable))
     playing.join()
     run = last_run(sandbox, workflow_id)[0]
-    assert f"workflow run {run} ended" in str(caught.value)
+    assert f"workflow run {run} of workflow {workflow_id} ended" in str(caught.value)
     assert f"({path[-1]})" in str(caught.value)
     assert says in str(caught.value)
 
@@ -274,12 +331,15 @@ def test_a_bad_end_names_the_tasks_that_failed_and_why(sandbox: JobmonSandbox, d
     with pytest.raises(AirflowException) as caught:
         run_task(create(workflow_id, deferrable=deferrable), ti)
     playing.join()
-    first, counts, *tasks = str(caught.value).splitlines()
-    assert first.startswith(f"workflow run {last_run(sandbox, workflow_id)[0]} ended ERROR (E)")
-    assert counts == "0/2 done, 0 running, 2 failed"
-    assert len([line for line in tasks if "'task-" in line]) == 2
+    run = last_run(sandbox, workflow_id)[0]
+    first, error, advice = str(caught.value).splitlines()
+    what = f"workflow run {run} of workflow {workflow_id} ended ERROR (E)"
+    assert first == f"{what}: 2 of 2 tasks failed, 0 done"
+    assert re.fullmatch(r"2 × Got exit_code: 1.* \(e\.g\. task \d+ 'task-1'\)", error)
+    assert f"resume workflow {workflow_id}" in advice
     assert ti.xcoms["status"] == "E"
     assert ti.xcoms["task_counts"]["fatal"] == 2
+    assert isinstance(caught.value, AirflowFailException)  # a retry would only find the same
 
 
 def test_the_link_to_jobmons_gui(connection: Callable[..., None], sandbox: JobmonSandbox) -> None:
@@ -294,15 +354,36 @@ def test_without_waiting_the_id_is_returned_at_once(sandbox: JobmonSandbox) -> N
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     ended = run_task(create(workflow_id, wait_for_completion=False))
     assert last_run(sandbox, workflow_id) == (ended.result, "L")
-    assert ended.xcoms == {"workflow_id": workflow_id, "workflow_run_id": ended.result}
+    assert ended.xcoms == {LINK: "", "workflow_id": workflow_id, "workflow_run_id": ended.result}
 
 
 @both
 def test_a_run_that_no_executor_takes_is_aborted(sandbox: JobmonSandbox, deferrable: bool) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
-    with pytest.raises(AirflowException, match="no executor took it after 1 s in LINKING, so it was aborted"):
+    with pytest.raises(AirflowException) as caught:
         run_task(create(workflow_id, deferrable=deferrable, handoff_timeout=1))
-    assert last_run(sandbox, workflow_id)[1] == "A"
+    run, status = last_run(sandbox, workflow_id)
+    assert status == "A"
+    what = f"no executor took workflow run {run} within 1 s (handoff_timeout), so it was aborted"
+    assert str(caught.value).startswith(what)
+    assert not isinstance(caught.value, AirflowFailException)  # a retry creates another
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_run_that_waits_for_an_executor_tells_the_command_that_executes_it(
+    sandbox: JobmonSandbox, logged: Callable[[], str], waits: bool
+) -> None:
+    workflow_id = sandbox.make_workflow_in("E").workflow_id
+    task = create(workflow_id, deferrable=True, wait_for_completion=waits)
+    with pytest.raises(TaskDeferred) if waits else contextlib.nullcontext():
+        task.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
+    (command,) = [line for line in logged().splitlines() if "executor.py --" in line]
+    command = command.replace(" python ", f" {shlex.quote(str(sandbox.python))} ").replace(
+        "CLUSTER", "multiprocess"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JOBMON__")}
+    subprocess.run(command, shell=True, check=True, env=env, timeout=120)  # noqa: S602  # as a user pastes it
+    assert last_run(sandbox, workflow_id)[1] == "D"
 
 
 def test_the_id_is_pushed_before_the_wait(sandbox: JobmonSandbox) -> None:
@@ -312,7 +393,7 @@ def test_the_id_is_pushed_before_the_wait(sandbox: JobmonSandbox) -> None:
     with pytest.raises(TaskDeferred) as deferred:
         create(workflow_id, deferrable=True, execution_timeout=timedelta(hours=5)).execute(context)
     run = last_run(sandbox, workflow_id)[0]
-    assert ti.xcoms == {"workflow_id": workflow_id, "workflow_run_id": run}
+    assert ti.xcoms == {LINK: "", "workflow_id": workflow_id, "workflow_run_id": run}
     trigger = deferred.value.trigger
     assert trigger.workflow_id == workflow_id
     assert isinstance(trigger, WorkflowRunHeartbeatTrigger)
@@ -329,7 +410,8 @@ class BrokenTaskInstance(TaskInstance):
         self.error = error
 
     def xcom_push(self, key: str, value: Any) -> None:
-        raise self.error
+        if key == "workflow_run_id":
+            raise self.error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("API server error"), AirflowTaskTimeout("time is over")])
@@ -374,7 +456,7 @@ def test_an_abort_that_fails_hides_nothing(
     context: Any = {"ti": TaskInstance()}
     with pytest.raises(AirflowException, match=r"401 who\?"):
         create(7).execute_complete(context, event)
-    assert f"Workflow run 5 could not be stopped: PUT {server.url}" in logged()
+    assert f"workflow run 5 could not be stopped: PUT {server.url}" in logged()
 
 
 def test_a_run_that_is_out_of_reach_is_said(
@@ -386,18 +468,16 @@ def test_a_run_that_is_out_of_reach_is_said(
     context: Any = {"ti": TaskInstance()}
     with pytest.raises(AirflowException, match="time"):
         create(7).execute_complete(context, event)
-    assert "Workflow run 5 is now out of reach" in logged()
+    assert "workflow run 5 is now out of reach" in logged()
 
 
 @both
-@pytest.mark.parametrize(
-    ("status", "words"), [("L", "linking"), ("R", "linking"), ("D", "not in a resume-able")]
-)
-def test_a_busy_or_done_workflow_gets_no_run_and_the_servers_words(
-    sandbox: JobmonSandbox, deferrable: bool, status: str, words: str
+@pytest.mark.parametrize("status", ["L", "R"])
+def test_a_busy_workflow_gets_no_run_and_the_servers_words(
+    sandbox: JobmonSandbox, deferrable: bool, status: str
 ) -> None:
     workflow = sandbox.make_workflow_in(status)
-    with pytest.raises(AirflowException, match=words):
+    with pytest.raises(AirflowException, match="linking"):
         run_task(create(workflow.workflow_id, deferrable=deferrable))
     assert sandbox.run_status(workflow.workflow_run_id or 0) == status
 
@@ -413,7 +493,7 @@ def test_a_retry_goes_on_with_the_run_while_it_lives(sandbox: JobmonSandbox, sta
     with pytest.raises(TaskDeferred) as deferred:
         create(workflow_id, deferrable=True).execute(context)
     assert deferred.value.trigger.workflow_run_id == run
-    assert context["ti"].xcoms == {"workflow_id": workflow_id, "workflow_run_id": run}
+    assert context["ti"].xcoms == {LINK: "", "workflow_id": workflow_id, "workflow_run_id": run}
     assert len(sandbox.runs(workflow_id)) == 2
 
 
@@ -428,9 +508,33 @@ def test_a_retry_that_finds_the_run_done_succeeds_at_once(sandbox: JobmonSandbox
 def test_a_retry_reports_a_bad_end_again(sandbox: JobmonSandbox) -> None:
     tries = Tries()
     workflow_id, run = died_after_creating(sandbox, tries, "BIORE")
-    with pytest.raises(AirflowException, match=rf"run {run} ended ERROR \(E\).*resume_on_retry=True"):
-        create(workflow_id).execute(tries.next())
+    context = tries.next()
+    with pytest.raises(AirflowFailException) as caught:
+        create(workflow_id).execute(context)
+    first, *_, advice = str(caught.value).splitlines()
+    assert (
+        first == f"workflow run {run} of workflow {workflow_id} ended ERROR (E): 1 of 1 task failed, 0 done"
+    )
+    assert "resume_on_retry=True" in advice
+    assert context["ti"].xcoms.keys() >= {LINK, "workflow_id", "workflow_run_id", "status", "task_counts"}
     assert len(sandbox.runs(workflow_id)) == 2
+
+
+def test_a_retry_that_comes_to_nothing_tells_of_the_earlier_run(
+    sandbox: JobmonSandbox, connection: Callable[..., None]
+) -> None:
+    tries = Tries()
+    workflow_id, run = died_after_creating(sandbox, tries, "BIOR")
+    context = tries.next()
+    connection("http://127.0.0.1:9", extra={"gui_url": "http://gui"})
+    tries.kept["jobmon_workflow_run"]["server"] = "http://127.0.0.1:9/api/v2"
+    with pytest.raises(AirflowException, match=r"127\.0\.0\.1:9"):
+        create(workflow_id, create_timeout=0.5).execute(context)
+    assert context["ti"].xcoms == {
+        LINK: f"http://gui/#/workflow/{workflow_id}",
+        "workflow_id": workflow_id,
+        "workflow_run_id": run,
+    }
 
 
 def test_a_retry_resumes_after_a_bad_end_if_wanted(sandbox: JobmonSandbox) -> None:

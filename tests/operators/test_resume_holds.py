@@ -362,7 +362,7 @@ def test_what_was_certainly_not_raised_is_raised_by_the_retry(
         patch.setattr(routes, "increase_resources", lambda workflow_id: nowhere)
         with pytest.raises(AirflowException, match="cannot raise the resources") as caught:
             task.execute(context)
-        assert not isinstance(caught.value, AirflowFailException)
+        assert "may have been raised" not in str(caught.value)
     assert not store
     task.execute(context)
     assert raised(sandbox, workflow_id) == 1
@@ -379,7 +379,7 @@ def test_an_unknown_workflow_is_told_nothing(
     with pytest.raises(AirflowException, match=f"workflow {NOBODY} does not exist"):
         run_task(resume(NOBODY, deferrable=deferrable))
     assert signals(sandbox, NOBODY) == before
-    assert "Signalling" not in logged()
+    assert "telling its run to stop" not in logged()
 
 
 @both

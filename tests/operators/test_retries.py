@@ -118,6 +118,7 @@ def test_a_clear_of_a_task_that_runs_is_told_by_its_kill(sandbox: JobmonSandbox,
     context = tries.next()
     task = create(workflow_id, wait_for_completion=False)
     run = task.execute(context)
+    assert run is not None
     move_run(sandbox, run, "BIOR")
     context["ti"].in_airflow = {-1: "restarting"}
     tries.refuses = refuses
@@ -261,12 +262,12 @@ def test_a_resuming_retry_without_a_memory_never_stops_a_run(
 
 
 @pytest.mark.parametrize("resume_on_retry", [True, False])
-def test_a_retry_without_a_memory_says_that_a_workflow_is_done(
+def test_a_retry_without_a_memory_succeeds_on_a_workflow_that_is_done(
     sandbox: JobmonSandbox, second_try: Any, resume_on_retry: bool
 ) -> None:
-    workflow_id = sandbox.make_workflow_in("D").workflow_id
-    with pytest.raises(AirflowException, match=f"workflow {workflow_id} is DONE.*mark this task as success"):
-        create(workflow_id, resume_on_retry=resume_on_retry).execute(second_try)
+    workflow = sandbox.make_workflow_in("D")
+    assert create(workflow.workflow_id, resume_on_retry=resume_on_retry).execute(second_try) is None
+    assert sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "D")]
 
 
 def test_a_retry_without_a_memory_says_what_it_does_not_do(
@@ -379,8 +380,8 @@ def test_without_memory_a_workflow_is_resumed_only_where_the_user_wants_it(
     status: WorkflowStatus | None, resume_on_retry: bool
 ) -> None:
     what = preparation(status, resume_on_retry=resume_on_retry)
-    assert (what is Preparation.FAIL) == (status is WorkflowStatus.DONE)
-    if what is not Preparation.FAIL:
-        ready = status in (None, WorkflowStatus.REGISTERING)
-        wanted = Preparation.NOTHING if ready else Preparation.RESUME
-        assert what is (wanted if resume_on_retry else Preparation.WARN)
+    ready = status in (None, WorkflowStatus.REGISTERING, WorkflowStatus.DONE)
+    if resume_on_retry or status is WorkflowStatus.DONE:
+        assert what is (Preparation.NOTHING if ready else Preparation.RESUME)
+    else:
+        assert what is Preparation.WARN

@@ -253,7 +253,7 @@ async def test_a_kill_stops_nothing_on_another_server(
     connection(other.url)
     await kill(heartbeat(owned=owned, cancel_on_kill=True, server="http://dev.example"))
     assert other.requests == []
-    assert ("Workflow run 5 could not be stopped: connection" in logged()) is owned
+    assert ("workflow run 5 could not be stopped: connection" in logged()) is owned
 
 
 async def test_a_kill_while_the_connection_cannot_be_read_is_said(
@@ -262,7 +262,7 @@ async def test_a_kill_while_the_connection_cannot_be_read_is_said(
     monkeypatch.setattr(trigger_module, "_KILL_READING", 0.3)
     monkeypatch.delenv("AIRFLOW_CONN_JOBMON_DEFAULT", raising=False)
     await kill(heartbeat(owned=True))
-    assert "Workflow run 5 could not be stopped: the time is over, and connection" in logged()
+    assert "workflow run 5 could not be stopped: the time is over, and connection" in logged()
 
 
 # --- credentials that were rotated --------------------------------------------------------------------------
@@ -318,7 +318,7 @@ async def test_a_kill_goes_on_with_a_rotated_token(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AsyncRequester, "ask", rotating)
         await kill(heartbeat(owned=True))
-    assert "Workflow run 5 is now ABORTED (A)" in logged()
+    assert "workflow run 5 is now ABORTED (A)" in logged()
 
 
 async def test_a_connection_that_is_gone_while_the_token_is_refused_does_not_outlast_the_deadline(

@@ -213,7 +213,7 @@ async def test_a_kill_raises_nothing_and_warns_once_where_the_connection_cannot_
     monkeypatch.setattr(JobmonHook, "aserver", failing)
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon._CONNECTION_TRIES", 1)
     await kill(trigger(owned=True))
-    assert logged().count("Workflow run 5 could not be stopped") == 1
+    assert logged().count("workflow run 5 could not be stopped") == 1
 
 
 async def test_a_kill_ends_in_time_where_the_connection_is_read_for_ever(
@@ -225,7 +225,7 @@ async def test_a_kill_ends_in_time_where_the_connection_is_read_for_ever(
     monkeypatch.setattr(JobmonHook, "aserver", hanging)
     monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon.ON_KILL_TIMEOUT", 0.2)
     await asyncio.wait_for(kill(trigger(owned=True)), SLACK)
-    assert "Workflow run 5 could not be stopped: no answer within 0.2 s" in logged()
+    assert "workflow run 5 could not be stopped: no answer within 0.2 s" in logged()
 
 
 async def test_a_kill_says_what_is_left_of_a_run_that_cannot_be_told_to_stop_yet(

@@ -22,7 +22,7 @@ MAX_FAILURE_TEXT = 2000
 """So many bytes of UTF-8 at most: a reader gets the first causes, and no log or mail is flooded."""
 
 _SHORTEST_LINE = 20
-_LONGEST_HEAD = 400
+_LEAST_SHARE = 400  # bytes for a group, as long as there are any
 _INDENT = "    "
 _NUMBERS = re.compile(r"\d+")
 
@@ -142,7 +142,7 @@ def _grouped(errors: Iterable[tuple[FailedTask, list[str]]]) -> list[_Group]:
 
 
 def _failure_text(groups: list[_Group], others: int) -> str:
-    """Return the text, each group given the same share of the space; of an error its end is kept.
+    """Return the text, each group given a share of the space; of an error its end is kept.
 
     :param others: how many more tasks failed whose errors were not asked for.
     """
@@ -150,7 +150,7 @@ def _failure_text(groups: list[_Group], others: int) -> str:
     text: list[str] = []
     left = MAX_FAILURE_TEXT - reserve
     for number, group in enumerate(groups):
-        block = _block(group, left // (len(groups) - number))
+        block = _block(group, max(left // (len(groups) - number), min(left, _LEAST_SHARE)))
         if not block:
             others += sum(each.size for each in groups[number:])
             break
@@ -170,9 +170,9 @@ def _block(group: _Group, share: int) -> list[str]:
     task = f"task {group.task.task_id} {group.task.name!r}"
     error = group.error[-1].strip() if group.error else ""
     who = task if group.size == 1 else f"e.g. {task}"
-    room = min(share, _LONGEST_HEAD) - _size(f"{group.size} \N{MULTIPLICATION SIGN}  ({who})")
+    room = share - _size(f"{group.size} ×  ({who})")
     said = _cut(error, room) if error else "no error was kept"
-    head = f"{group.size} \N{MULTIPLICATION SIGN} {said} ({who})"
+    head = f"{group.size} × {said} ({who})"
     if not said or _size(head) > share:
         return []
     share -= _size(head)
