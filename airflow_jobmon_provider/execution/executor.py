@@ -27,6 +27,7 @@ import argparse
 import contextlib
 import enum
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -35,6 +36,7 @@ import re
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -53,6 +55,9 @@ TAKEN = b"T"
 NO_TIMEOUT = (
     10 * 365 * 86400
 )  # Jobmon's own limit is ten hours; how long a run may take is Airflow's business
+
+OUTPUT_KEPT = 1 << 20  # bytes of output that are left on disk when nobody can read them any more
+_LOOK_AT_OUTPUT = 1.0  # seconds between two looks whether there are more
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _INSIST_AFTER = 2  # seconds until Stopped is raised again, where something has swallowed it
@@ -146,6 +151,9 @@ class _Owner:
             os.read(lifeline, 1)
         if not self.taken.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            _discard_output()
+            time.sleep(_LOOK_AT_OUTPUT)
 
 
 def execute(workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _Owner) -> Ended:
@@ -623,6 +631,19 @@ def _line(error: BaseException) -> str:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # who had started us may be gone
         print(f"executor: {text}", flush=True)
+
+
+def _discard_output() -> None:
+    """Empty our standard output if it is the owner's file, which the owner has left: else it fills the disk.
+
+    That is a file without a name, opened for appending. Nothing else is touched, least of all a user's file.
+    """
+    with contextlib.suppress(OSError):
+        about = os.fstat(1)
+        appended = fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND
+        is_nameless = stat.S_ISREG(about.st_mode) and about.st_nlink == 0
+        if is_nameless and appended and about.st_size > OUTPUT_KEPT:
+            os.ftruncate(1, 0)
 
 
 def _stop_on_signals() -> None:
