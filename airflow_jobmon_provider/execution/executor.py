@@ -31,6 +31,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import pkgutil
 import random
 import re
 import shlex
@@ -394,18 +395,40 @@ class _Run:
 
 def _check_cluster(requester: Any, cluster_name: str) -> None:
     from jobmon.core.cluster import Cluster
+
+    if not _is_known(requester, cluster_name):
+        known = _known_clusters(requester)
+        knows = f"; it knows {', '.join(known)}" if known else ""
+        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} is unknown to Jobmon{knows}")
+    try:
+        Cluster.get_cluster(cluster_name).get_distributor()
+    except Exception as error:
+        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} cannot be used: {_line(error)}") from None
+
+
+def _is_known(requester: Any, cluster_name: str) -> bool:
     from jobmon.core.exceptions import InvalidRequest
 
     try:
         _, reply = requester.send_request(f"/cluster/{quote(cluster_name, safe='')}", {}, "get")
     except InvalidRequest:
-        reply = {}
-    if not reply.get("cluster"):
-        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} is unknown to Jobmon")
+        return False
+    return bool(reply.get("cluster"))
+
+
+def _known_clusters(requester: Any) -> list[str]:
+    """Return the clusters that both Jobmon and this client's plugins know.
+
+    No route of Jobmon's lists clusters, so it is asked for those that are named as a plugin is, as most are.
+    The plugin "dummy" is left out: with it, tasks are DONE without having run.
+    """
     try:
-        Cluster.get_cluster(cluster_name).get_distributor()
-    except Exception as error:
-        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} cannot be used: {_line(error)}") from None
+        import jobmon.plugins
+
+        names = sorted(module.name for module in pkgutil.iter_modules(jobmon.plugins.__path__))
+        return [name for name in names if name != "dummy" and _is_known(requester, name)]
+    except Exception:  # that the cluster is unknown is what matters
+        return []
 
 
 class _Distributor:

@@ -154,7 +154,8 @@ def test_tasks_that_fail_are_named(
     [
         (
             {"cluster_name": "nowhere"},
-            "The executor: cluster 'nowhere' is unknown to Jobmon (exit code 4)",
+            "The executor: cluster 'nowhere' is unknown to Jobmon; it knows multiprocess, sequential"
+            " (exit code 4)",
         ),
         ({"jobmon_python": sys.executable}, f"The executor: {sys.executable} has no Jobmon client: "),
     ],
