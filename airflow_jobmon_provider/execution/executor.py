@@ -27,14 +27,17 @@ import argparse
 import contextlib
 import enum
 import errno
+import fcntl
 import hashlib
 import logging
 import os
+import pkgutil
 import random
 import re
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -53,6 +56,9 @@ TAKEN = b"T"
 NO_TIMEOUT = (
     10 * 365 * 86400
 )  # Jobmon's own limit is ten hours; how long a run may take is Airflow's business
+
+OUTPUT_KEPT = 1 << 20  # bytes of output that are left on disk when nobody can read them any more
+_LOOK_AT_OUTPUT = 1.0  # seconds between two looks whether there are more
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _INSIST_AFTER = 2  # seconds until Stopped is raised again, where something has swallowed it
@@ -146,6 +152,9 @@ class _Owner:
             os.read(lifeline, 1)
         if not self.taken.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            _discard_output()
+            time.sleep(_LOOK_AT_OUTPUT)
 
 
 def execute(workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _Owner) -> Ended:
@@ -386,18 +395,40 @@ class _Run:
 
 def _check_cluster(requester: Any, cluster_name: str) -> None:
     from jobmon.core.cluster import Cluster
+
+    if not _is_known(requester, cluster_name):
+        known = _known_clusters(requester)
+        knows = f"; it knows {', '.join(known)}" if known else ""
+        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} is unknown to Jobmon{knows}")
+    try:
+        Cluster.get_cluster(cluster_name).get_distributor()
+    except Exception as error:
+        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} cannot be used: {_line(error)}") from None
+
+
+def _is_known(requester: Any, cluster_name: str) -> bool:
     from jobmon.core.exceptions import InvalidRequest
 
     try:
         _, reply = requester.send_request(f"/cluster/{quote(cluster_name, safe='')}", {}, "get")
     except InvalidRequest:
-        reply = {}
-    if not reply.get("cluster"):
-        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} is unknown to Jobmon")
+        return False
+    return bool(reply.get("cluster"))
+
+
+def _known_clusters(requester: Any) -> list[str]:
+    """Return the clusters that both Jobmon and this client's plugins know.
+
+    No route of Jobmon's lists clusters, so it is asked for those that are named as a plugin is, as most are.
+    The plugin "dummy" is left out: with it, tasks are DONE without having run.
+    """
     try:
-        Cluster.get_cluster(cluster_name).get_distributor()
-    except Exception as error:
-        raise Failure(Exit.NO_CLUSTER, f"cluster {cluster_name!r} cannot be used: {_line(error)}") from None
+        import jobmon.plugins
+
+        names = sorted(module.name for module in pkgutil.iter_modules(jobmon.plugins.__path__))
+        return [name for name in names if name != "dummy" and _is_known(requester, name)]
+    except Exception:  # that the cluster is unknown is what matters
+        return []
 
 
 class _Distributor:
@@ -623,6 +654,19 @@ def _line(error: BaseException) -> str:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # who had started us may be gone
         print(f"executor: {text}", flush=True)
+
+
+def _discard_output() -> None:
+    """Empty our standard output if it is the owner's file, which the owner has left: else it fills the disk.
+
+    That is a file without a name, opened for appending. Nothing else is touched, least of all a user's file.
+    """
+    with contextlib.suppress(OSError):
+        about = os.fstat(1)
+        appended = fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND
+        is_nameless = stat.S_ISREG(about.st_mode) and about.st_nlink == 0
+        if is_nameless and appended and about.st_size > OUTPUT_KEPT:
+            os.ftruncate(1, 0)
 
 
 def _stop_on_signals() -> None:

@@ -9,12 +9,10 @@ same socket it says when it takes the run.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -22,8 +20,10 @@ from pathlib import Path
 
 from airflow_jobmon_provider.client.conversations import Log
 from airflow_jobmon_provider.client.exceptions import ConfigError
-from airflow_jobmon_provider.client.redaction import Secrets, without_userinfo
+from airflow_jobmon_provider.client.redaction import Secrets
 from airflow_jobmon_provider.execution.executor import TAKEN, Exit
+from airflow_jobmon_provider.execution.output import OutputReader
+from airflow_jobmon_provider.execution.output_file import OutputFile
 
 EXECUTOR = Path(__file__).with_name("executor.py")
 
@@ -31,7 +31,7 @@ _LOOK_INTERVAL = 0.2  # seconds
 
 _GRACE = 10.0  # seconds that the executor has to stop its distributor
 
-LONGEST_LINE = 4000
+_OWN = "executor: "  # what the executor's own lines begin with
 
 
 class ExecutorEnded(Exception):
@@ -43,7 +43,8 @@ class Execution:
 
     :param command: how to start it; :func:`executor_command` says.
     :param environment: see :func:`executor_environment`.
-    :param log: gets each line that it writes, as it comes.
+    :param log: gets each line that it writes, as it comes, at the line's own level; see
+        :mod:`airflow_jobmon_provider.execution.levels`.
     :param secrets: what must not be shown of these lines: the connection's.
     :raises ConfigError: it cannot be started.
     """
@@ -52,11 +53,10 @@ class Execution:
         self, command: list[str], environment: Mapping[str, str], log: Log, secrets: Secrets
     ) -> None:
         self._log = log
-        self._secrets = secrets
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
-        self._read_up_to = 0
-        self._unfinished = b""
+        self._output = OutputFile()
+        self._reader = OutputReader(secrets)
         self._last_line = ""
+        self._last_own_line = ""
         self._stopping = threading.RLock()  # Airflow may want it stopped while the task does it already
         self._ended: int | None = None
         self._taken = False
@@ -67,7 +67,7 @@ class Execution:
                 [*command, "--lifeline", str(executors_end.fileno())],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
-                stdout=self._output,
+                stdout=self._output.fileno(),
                 stderr=subprocess.STDOUT,
                 pass_fds=[executors_end.fileno()],
                 start_new_session=True,
@@ -103,10 +103,19 @@ class Execution:
 
     @property
     def problem(self) -> str | None:
-        """What kept it from executing the run to its end, as a sentence; None: nothing, or it is at work."""
-        if self.exit_code in (None, Exit.DONE, Exit.NOT_DONE):
+        """What kept it from executing the run to its end, in one line; None: nothing, or it is at work.
+
+        The cause comes first: the last line of the executor's own, which says why it ended. If it could say
+        nothing, how it ended and the last line of its output.
+        """
+        code = self.exit_code
+        if code in (None, Exit.DONE, Exit.NOT_DONE):
             return None
-        return f"Its executor ended with {self.exit_code}: {self._last_line}"
+        if code in set(Exit) and self._last_own_line:
+            return f"The executor: {self._last_own_line} (exit code {code})"
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        last = f"its last line: {self._last_line}" if self._last_line else "it has written nothing"
+        return f"The executor {how}; {last}"
 
     def wait(self, seconds: float) -> None:
         """Pass on what it writes for so many seconds.
@@ -116,7 +125,7 @@ class Execution:
         deadline = time.monotonic() + seconds
         while True:
             ended = self.exit_code is not None
-            self._pass_on(last=ended)
+            self._pass_on(deadline, last=ended)
             if ended:
                 raise ExecutorEnded
             rest = deadline - time.monotonic()
@@ -158,39 +167,34 @@ class Execution:
             self._lifeline.close()
             self._output.close()
 
-    def _pass_on(self, *, last: bool) -> None:
-        while not self._output.closed and (
-            written := os.pread(self._output.fileno(), 65536, self._read_up_to)
-        ):
-            self._read_up_to += len(written)  # before the logging, which a signal handler may interrupt
-            *lines, self._unfinished = (self._unfinished + written).split(b"\n")
-            for line in lines:
-                self._show(line)
-            if len(self._unfinished) > LONGEST_LINE + self._secrets.longest:
-                self._show_beginning()
-        if last and self._unfinished:
-            self._show(self._unfinished)
-            self._unfinished = b""
+    def _pass_on(self, deadline: float, *, last: bool) -> None:
+        """Log what has been written until now, or as much of it as there is time for.
 
-    def _show_beginning(self) -> None:
-        """Show what has come of a line, but for its end, which may be half a secret."""
-        text = self._secrets.hide(self._unfinished.decode(errors="surrogateescape"))
-        cut = max(len(text) - self._secrets.longest, 0)
-        self._show(text[:cut].encode(errors="surrogateescape"))
-        self._unfinished = text[cut:].encode(errors="surrogateescape")
+        :param deadline: when to stop; what is left is for the next time.
+        :param last: nothing more will be written: all of it, whatever the time.
+        """
+        if self._output.is_closed:
+            return
+        size = self._output.size()
+        while self._output.read_up_to < size:
+            self._log_lines(self._output.read(), last=False)
+            if self._output.is_closed or (not last and time.monotonic() >= deadline):
+                return
+        self._log_lines(b"", last=last)
 
-    def _show(self, line: bytes) -> None:
-        text = fit_to_show(line, self._secrets)
-        if text:
-            self._last_line = text.removeprefix("executor: ")
-            self._log.log(logging.INFO, "%s", text)
+    def _log_lines(self, written: bytes, *, last: bool) -> None:
+        for level, text in self._reader.read(written, time.monotonic(), last=last):
+            self._last_line = text
+            if text.startswith(_OWN):
+                self._last_own_line = text.removeprefix(_OWN)
+            self._log.log(level, "%s", text)  # a signal handler may interrupt this, and stop the executor
 
 
-def fit_to_show(line: bytes, secrets: Secrets) -> str:
-    """Return a line of output as text of bounded length, without control characters and secrets."""
-    text = without_userinfo(secrets.hide(line.decode(errors="replace")))
-    text = text[:LONGEST_LINE].rstrip()  # after the hiding: the cut may be in the middle of a secret
-    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def executor_command(python: str, workflow_id: int, workflow_run_id: int, cluster_name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from airflow_jobmon_provider.client.redaction import NO_SECRETS, Secrets
@@ -14,9 +13,10 @@ class Lines:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.levels: list[int] = []
 
     def log(self, level: int, line: str, /, *args: object) -> None:
-        assert level == logging.INFO
+        self.levels.append(level)
         self.lines.append(line % args)
 
 

@@ -106,7 +106,7 @@ def test_an_unknown_cluster_is_told_at_once_and_the_run_aborted(
     started = time.monotonic()
     code, last, _ = outcome(sandbox, workflow, start(sandbox, workflow, cluster="no/such"))
     assert code == Exit.NO_CLUSTER
-    assert last == "executor: cluster 'no/such' is unknown to Jobmon"
+    assert last == "executor: cluster 'no/such' is unknown to Jobmon; it knows multiprocess, sequential"
     assert latest(sandbox, workflow) == "A"
     assert time.monotonic() - started < 30
 

@@ -35,7 +35,7 @@ from airflow_jobmon_provider.client.exceptions import ConfigError, JobmonError
 from airflow_jobmon_provider.client.protocol import Response, reading, responses, routes
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization, join_prefix
 from airflow_jobmon_provider.client.validation import positive_id
-from airflow_jobmon_provider.execution.process import LONGEST_LINE, fit_to_show
+from airflow_jobmon_provider.execution.output import LONGEST_LINE, STATE_INTERVAL, OutputReader
 from airflow_jobmon_provider.hooks.connection import server_of_connection
 from airflow_jobmon_provider.hooks.fields import EXTRA
 from airflow_jobmon_provider.links.jobmon import workflow_url
@@ -721,20 +721,29 @@ def check_link(address: str) -> int:
 OF_EXECUTOR = redaction.Secrets({"Authorization": basic_authorization("me", "hunter2/pw")})
 
 
-def check_output(line: bytes) -> int:
+def check_output(pieces: list[bytes]) -> int:
     """What an executor writes reaches the log in lines that are text and hide the password."""
-    shown = fit_to_show(line, OF_EXECUTOR)
-    assert len(shown) <= LONGEST_LINE
-    assert shown.replace("\t", "").isprintable()
-    assert "hunter2" not in shown
+    reader = OutputReader(OF_EXECUTOR)
+    lines = [line for at, piece in enumerate(pieces) for line in reader.read(piece, at * STATE_INTERVAL)]
+    lines += reader.read(b"", 0.0, last=True)
+    for _, text in lines:
+        assert 0 < len(text) <= LONGEST_LINE
+        assert text.replace("\t", "").isprintable()
+        assert "hunter2" not in text
     return 1
 
 
 outputs = st.lists(
     st.binary(max_size=20)
-    | st.sampled_from([b"hunter2/pw", b"hunter2%2Fpw", b"x" * 3995, b"\x1b[2J", b"\xe2\x80\xae"]),
-    max_size=5,
-).map(b"".join)
+    | st.sampled_from(
+        [
+            *(b"hunter2/pw", b"hunter2%2Fpw", b"hun\rter2/pw", b"hunter\x1b[K2/pw", b"hunter2\b/pw"),
+            *(b"x" * 3995, b"x" * 17000, b"\x1b[2J", b"\x1b]", b"\xe2\x80\xae", b"\r", b"\n", b"\b"),
+            *(b"2026-11-25 10:00:00 [INFO] ", b"Traceback (most recent call last):"),
+        ]
+    ),
+    max_size=8,
+)
 
 TARGETS = {
     "replies": Target(replies(), check_reply, share=5),

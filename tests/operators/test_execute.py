@@ -152,8 +152,12 @@ def test_tasks_that_fail_are_named(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"cluster_name": "nowhere"}, "4: cluster 'nowhere' is unknown to Jobmon"),
-        ({"jobmon_python": sys.executable}, f"3: {sys.executable} has no Jobmon client: "),
+        (
+            {"cluster_name": "nowhere"},
+            "The executor: cluster 'nowhere' is unknown to Jobmon; it knows multiprocess, sequential"
+            " (exit code 4)",
+        ),
+        ({"jobmon_python": sys.executable}, f"The executor: {sys.executable} has no Jobmon client: "),
     ],
     ids=["unknown cluster", "no client"],
 )
@@ -170,7 +174,7 @@ def test_what_cannot_be_executed_is_aborted(
         run_task(execute(workflow, **options))
     message = str(caught.value)
     assert "ended ABORTED (A)" in message
-    assert f"Its executor ended with {says}" in message
+    assert says in message
     assert "\n" not in message
     assert last_run(sandbox, workflow.workflow_id)[1] == "A"
     assert time.monotonic() - started < 60
@@ -184,7 +188,9 @@ def test_a_distributor_that_dies_at_start_aborts_the_run(
 ) -> None:
     monkeypatch.setenv("JOBMON__HEARTBEAT__TASK_INSTANCE_INTERVAL", "often")  # only the distributor reads it
     workflow = failed()
-    with pytest.raises(AirflowException, match=r"5: Jobmon's distributor did not start: .*often"):
+    with pytest.raises(
+        AirflowException, match=r"Jobmon's distributor did not start: .*often.* \(exit code 5\)"
+    ):
         run_task(execute(workflow))
     assert last_run(sandbox, workflow.workflow_id)[1] == "A"
 
@@ -243,7 +249,7 @@ def test_a_killed_executor_is_left_to_the_reaper(
     wait_until(reaped, window + 20, "Jobmon's reaper to end the run")
     task.wait()
     assert isinstance(task.error, AirflowException)
-    assert "Its executor ended with -9" in str(task.error)
+    assert "The executor was killed by SIGKILL" in str(task.error)
     beats = [
         request
         for request in sandbox.requests(f"/workflow_run/{run}/log_heartbeat")
