@@ -122,7 +122,9 @@ class Ended(NamedTuple):
     failed: int
 
     def __str__(self) -> str:
-        return f"{_named(self.status)}: {self.done} of {self.tasks} tasks done, {self.failed} failed"
+        tally = f"{_named(self.status)}: {self.done} of {self.tasks} tasks done, {self.failed} failed"
+        # Where it broke off, tasks may have gone on: the server knows better what became of them.
+        return tally if self.status == "D" else f"{tally} when this executor last looked"
 
 
 class _Owner:

@@ -112,10 +112,10 @@ class Execution:
         if code in (None, Exit.DONE, Exit.NOT_DONE):
             return None
         if code in set(Exit) and self._last_own_line:
-            return f"The executor: {self._last_own_line} (exit code {code})"
+            return f"{self._last_own_line} (the executor's exit code: {code:d})"
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         last = f"its last line: {self._last_line}" if self._last_line else "it has written nothing"
-        return f"The executor {how}; {last}"
+        return f"the executor {how}; {last}"
 
     def wait(self, seconds: float) -> None:
         """Pass on what it writes for so many seconds.

@@ -65,23 +65,23 @@ def test_a_last_line_without_an_end_is_passed_on() -> None:
     [
         (
             "print('executor: no cluster'); sys.stderr.write('/x.py:1: UserWarning: leaked\\n'); sys.exit(4)",
-            "The executor: no cluster (exit code 4)",
+            "no cluster (the executor's exit code: 4)",
         ),
         (
             "print('executor: at work'); print('segmentation fault'); sys.exit(139)",
-            "The executor ended with exit code 139; its last line: segmentation fault",
+            "the executor ended with exit code 139; its last line: segmentation fault",
         ),
         (
             "print('executor: at work'); os.kill(os.getpid(), signal.SIGKILL)",
-            "The executor was killed by SIGKILL; its last line: executor: at work",
+            "the executor was killed by SIGKILL; its last line: executor: at work",
         ),
         (
             "os.kill(os.getpid(), signal.SIGRTMIN + 1)",
-            f"The executor was killed by signal {signal.SIGRTMIN + 1}; it has written nothing",
+            f"the executor was killed by signal {signal.SIGRTMIN + 1}; it has written nothing",
         ),
         (
             "print('x.py: error: no id'); sys.exit(2)",
-            "The executor ended with exit code 2; its last line: x.py: error: no id",
+            "the executor ended with exit code 2; its last line: x.py: error: no id",
         ),
         ("print('executor: ERROR (E)'); sys.exit(1)", None),
         ("print('executor: DONE (D)')", None),

@@ -79,7 +79,7 @@ def test_tasks_that_fail_make_the_run_end_in_error(sandbox: JobmonSandbox, linki
     workflow = linking(released=False)
     code, last, _ = outcome(sandbox, workflow, start(sandbox, workflow))
     assert code == Exit.NOT_DONE
-    assert "ended ERROR (E): 0 of 2 tasks done, 2 failed" in last
+    assert "ended ERROR (E): 0 of 2 tasks done, 2 failed when this executor last looked" in last
     assert latest(sandbox, workflow) == "E"
 
 
