@@ -135,7 +135,7 @@ class Settings:
                 heartbeat=heartbeat_defaults(),
             )
         except ValueError as error:
-            raise ConfigError(f"Jobmon's settings, section http or heartbeat: {error}") from error
+            raise ConfigError(f"Jobmon's settings, section http or heartbeat: {error}") from None
 
 
 def time_for(request_timeout: float, *, costly: bool = False, at_most: float | None = None) -> float:
@@ -253,7 +253,7 @@ class _JobmonSettings:
                     self._sections = yaml.safe_load(stream) or {}
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 line = " ".join(str(error).split())
-                raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} cannot be read: {line}") from error
+                raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} cannot be read: {line}") from None
             if not isinstance(self._sections, dict):
                 raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} must hold sections such as 'http:'")
 

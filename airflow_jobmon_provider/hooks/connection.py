@@ -62,7 +62,7 @@ def server_without_connection(conn_id: str, default: str) -> JobmonServer:
     try:
         settings = Settings.from_defaults()
     except ConfigError as error:
-        raise AirflowNotFoundException(f"{missing}, and instead of it: {error}") from error
+        raise AirflowNotFoundException(f"{missing}, and instead of it: {error}") from None
     for danger in settings.dangers:
         logger.warning("%s, and Jobmon's own server %s", missing, danger)
     return JobmonServer(settings, stands_in=True)

@@ -7,6 +7,7 @@ needs: they are imported by the method that needs them, so that parsing a DAG fi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import sys
@@ -147,9 +148,11 @@ class JobmonHook(BaseHook):
     def _read(self) -> JobmonServer:
         from airflow_jobmon_provider.hooks.connection import server_of_connection, server_without_connection
 
-        try:
+        connection = None
+        with contextlib.suppress(AirflowNotFoundException):
             connection = self.get_connection(self.jobmon_conn_id)
-        except AirflowNotFoundException:
+        # Not while Airflow's error is being handled: the task log would show both, one after the other.
+        if connection is None:
             return server_without_connection(self.jobmon_conn_id, self.default_conn_name)
         # Airflow's accessor hides what the extra holds from every log. It takes broken JSON for {}.
         _ = connection.extra_dejson
@@ -190,9 +193,10 @@ class JobmonHook(BaseHook):
             from asgiref.sync import sync_to_async
 
             return await sync_to_async(self._read)()
-        try:
+        connection = None
+        with contextlib.suppress(AirflowNotFoundException):  # as in `_read`
             connection = await get_async_connection(self.jobmon_conn_id)
-        except AirflowNotFoundException:
+        if connection is None:
             return await asyncio.to_thread(
                 server_without_connection, self.jobmon_conn_id, self.default_conn_name
             )

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,58 @@ def test_a_hook_without_connection_and_settings_says_so() -> None:
     assert "JOBMON__HTTP__SERVICE_URL" in str(caught.value)
     with pytest.raises(AirflowNotFoundException, match="connection 'nowhere' is not defined"):
         asyncio.run(JobmonHook("nowhere").get_async_conn())
+
+
+def read_now(conn_id: str) -> None:
+    _ = JobmonHook(conn_id).server
+
+
+def read_in_an_event_loop(conn_id: str) -> None:
+    asyncio.run(JobmonHook(conn_id).aserver())
+
+
+@pytest.mark.parametrize("read", [read_now, read_in_an_event_loop])
+@pytest.mark.parametrize(
+    ("conn_id", "settings", "says"),
+    [
+        ("jobmon_default", {}, "and instead of it: no Jobmon server is configured"),
+        (
+            "jobmon_default",
+            {"HTTP__SERVICE_URL": "http://h", "HTTP__REQUEST_TIMEOUT": "0"},
+            "request_timeout must",
+        ),
+        ("jobmon_default", {"CONFIG_FILE": "/no/such/file"}, "cannot be read"),
+        ("nowhere", {}, "stand in for 'jobmon_default' only"),
+        ("nowhere", {"HTTP__SERVICE_URL": "http://h"}, "stand in for 'jobmon_default' only"),
+    ],
+)
+def test_a_missing_connection_is_one_error_in_the_task_log_and_no_chain(
+    read: Callable[[str], None],
+    conn_id: str,
+    settings: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"JOBMON__{name}", value)
+    with pytest.raises(AirflowNotFoundException) as caught:
+        read(conn_id)
+    assert_one_error(caught.value, f"connection {conn_id!r} is not defined", says)
+
+
+def assert_one_error(error: BaseException, *says: str) -> None:
+    """Check that a traceback, as task logs show it, has no other error behind this one."""
+    shown = "".join(traceback.format_exception(error))
+    assert shown.count("Traceback (most recent call last)") == 1
+    assert all(part in shown.splitlines()[-1] for part in says)
+
+
+@pytest.mark.parametrize("extra", ["{", {"headers": "{"}, {"retries_timeout": "x"}, {"verify": 3}])
+def test_nor_has_a_malformed_one_a_chain(extra: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BAD", json.dumps({"conn_type": "jobmon", "host": "h", "extra": extra}))
+    with pytest.raises(ConfigError) as caught:
+        read_now("bad")
+    assert_one_error(caught.value, "connection 'bad'")
 
 
 def test_jobmons_own_settings_stand_in_for_the_default_connection(monkeypatch: pytest.MonkeyPatch) -> None:
