@@ -133,6 +133,7 @@ class JobmonHook(BaseHook):
         self.jobmon_conn_id = jobmon_conn_id
         self._server: JobmonServer | None = None
         self._requester: Requester | None = None
+        self._has_been_reached = False
 
     @property
     def server(self) -> JobmonServer:
@@ -215,6 +216,9 @@ class JobmonHook(BaseHook):
         """
         if server is not None:
             self._check_same(server, self.server)
+            self._has_been_reached = True  # or there would be no id
+            if self._requester is not None:
+                self._requester.has_been_reached = True
 
     def _check_same(self, before: str, now: JobmonServer) -> None:
         from airflow_jobmon_provider.client.settings import same_server
@@ -244,6 +248,7 @@ class JobmonHook(BaseHook):
             from airflow_jobmon_provider.client.renewing import RenewingRequester
 
             self._requester = RenewingRequester(self.server.settings, self._renew)
+            self._requester.has_been_reached = self._has_been_reached
         return self._requester
 
     async def get_async_conn(self) -> AsyncRequester:
