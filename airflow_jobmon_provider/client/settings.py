@@ -214,7 +214,9 @@ def split_address(address: str) -> SplitResult:
         port = url.port
     except ValueError:
         raise ConfigError(f"{hint}; its host or port cannot be read") from None
-    if url.scheme not in ("http", "https") or not url.hostname or port == 0:
+    if port == 0:
+        raise ConfigError(f"{hint}; its port is 0")
+    if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError(f"{hint}; got scheme {shown(url.scheme)} and host {shown(url.hostname)}")
     # A password with one of / ? # in it, not quoted, ends the host too early, and would stand in every log.
     if url.query or url.fragment or address[-1] in "?#" or "@" in url.path:

@@ -360,7 +360,7 @@ class JobmonHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask the server whether it is healthy; for the button of Airflow's connection form.
 
-        :returns: whether it is, and a line that says which Jobmon answered or what went wrong.
+        :returns: whether it is, and a line that says which Jobmon answered or what to change.
         """
         from airflow_jobmon_provider.client.protocol import routes
 
@@ -381,15 +381,14 @@ class JobmonHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Return the form's fields for the connection's extra, for Airflow before 3.3."""
-        from wtforms import BooleanField, IntegerField, StringField
+        from wtforms import IntegerField, StringField
         from wtforms.validators import Optional
 
         from airflow_jobmon_provider.hooks.fields import form_fields
 
-        # A field that may hold several types is typed as text; reading the extra converts it.
-        kinds = {"integer": IntegerField, "boolean": BooleanField}
+        # What is neither text nor an integer is typed as text; reading the extra converts it.
         return {
-            name: kinds.get(spec["schema"]["type"][0], StringField)(
+            name: {"integer": IntegerField}.get(spec["schema"]["type"][0], StringField)(
                 spec["label"], validators=[Optional()], description=spec["description"]
             )
             for name, spec in form_fields().items()

@@ -23,7 +23,7 @@ from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.hooks import jobmon as hook_module
 from airflow_jobmon_provider.hooks.connection import JobmonServer, server_of_connection
-from airflow_jobmon_provider.hooks.fields import EXTRA, Kind
+from airflow_jobmon_provider.hooks.fields import EXTRA, FORM_BEHAVIOUR, Kind, form_fields
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.stub_server import Reply, StubServer
@@ -42,18 +42,80 @@ def server(extra: Any = None, **fields: Any) -> JobmonServer:
         ({"host": "jobmon.example", "port": 8070}, "http://jobmon.example:8070/api/v3"),
         ({"host": "jobmon.example", "schema": "https"}, "https://jobmon.example/api/v3"),
         ({"host": "https://jobmon.example"}, "https://jobmon.example/api/v3"),
-        ({"host": "https://jobmon.example", "schema": "http"}, "https://jobmon.example/api/v3"),
+        ({"host": "https://jobmon.example", "schema": "https"}, "https://jobmon.example/api/v3"),
+        ({"host": "jobmon.example", "schema": " HTTPS "}, "https://jobmon.example/api/v3"),
+        ({"host": "HTTPS://jobmon.example"}, "https://jobmon.example/api/v3"),
         ({"host": "https://jobmon.example/jobmon/", "port": 444}, "https://jobmon.example:444/jobmon/api/v3"),
-        ({"host": "http://jobmon.example:81", "port": 82}, "http://jobmon.example:81/api/v3"),
+        ({"host": "http://jobmon.example:81", "port": 81}, "http://jobmon.example:81/api/v3"),
+        ({"host": "http://jobmon.example:", "port": 81}, "http://jobmon.example:81/api/v3"),
+        ({"host": "jobmon.example", "port": 0}, "http://jobmon.example/api/v3"),
+        ({"host": "jobmon.example/jobmon"}, "http://jobmon.example/jobmon/api/v3"),
+        ({"host": "https://jobmon.example", "schema": "/a/b/"}, "https://jobmon.example/a/b/api/v3"),
         ({"host": "::1", "port": 8070}, "http://[::1]:8070/api/v3"),
         ({"host": "[::1]"}, "http://[::1]/api/v3"),
         ({"host": " jobmon.example "}, "http://jobmon.example/api/v3"),
         ({"extra": {"route_prefix": "/api/v2"}}, "http://jobmon.example/api/v2"),
         ({"extra": {"route_prefix": ""}}, "http://jobmon.example"),
+        ({"host": "https://jobmon.example/api/v2"}, "https://jobmon.example/api/v2"),
+        (
+            {"host": "https://jobmon.example/api/v2", "extra": {"route_prefix": "x"}},
+            "https://jobmon.example/api/v2/x",
+        ),
     ],
 )
 def test_the_address_is_put_together_from_host_schema_and_port(fields: dict[str, Any], url: str) -> None:
     assert server(**fields).settings.service_url == url
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("jobmon://h:8070", "http://h:8070"),
+        ("jobmon://h:8070/https", "https://h:8070"),
+        ("jobmon://https://h", "https://h"),
+        ("jobmon://https://h/base", "https://h/base"),
+        ("jobmon://https://h:8070/a%2Fb", "https://h:8070/a/b"),
+        ("jobmon://https://alice:pw@h:8070/base?retries_attempts=3", "https://h:8070/base"),
+        ("jobmon+https://h:8070", "https://h:8070"),
+        ("jobmon+https://h/base", "https://h/base"),
+        ("https://h/base", "https://h/base"),
+        ("http://h/base", "http://h/base"),
+        ("http://h/https", "https://h"),
+        ('{"conn_type": "jobmon", "host": "https://h/base", "schema": "https", "port": 0}', "https://h/base"),
+        ('{"conn_type": "jobmon", "host": "h", "schema": "", "port": ""}', "http://h"),
+    ],
+)
+def test_nothing_of_a_connection_in_the_environment_is_lost(
+    written: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_JM", written)
+    hook = JobmonHook("jm")
+    assert hook.server.settings.service_url == f"{url}/api/v3"
+    assert asyncio.run(JobmonHook("jm").aserver()).settings == hook.server.settings
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("jobmon://h/base", "the schema must be http or https; a path belongs to the host"),
+        ("jobmon://https://h/http", "the host says 'https' and the schema says 'http'"),
+        ("jobmon+https://h/http", "the schema says 'http' and the type says 'https'"),
+        ("jobmon+ftp://h", "got scheme 'ftp'"),
+        ("jobmon://:8070", "the host is missing"),
+        ("jobmon://:8070/https", "the host is missing"),
+        ("jobmon:///https", "the host is missing"),
+        ("jobmon://alice:pw@", "the host is missing"),
+        ('{"conn_type": "jobmon", "schema": "https"}', "the host is missing"),
+        ('{"conn_type": "jobmon", "host": "https://h/base", "schema": "http"}', "leave one of them out"),
+    ],
+)
+def test_what_contradicts_itself_in_the_environment_is_said_in_one_line(
+    written: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_JM", written)
+    with pytest.raises(ConfigError) as caught:
+        read_now("jm")
+    assert_one_error(caught.value, "connection 'jm': ", says)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +182,23 @@ def test_verify_takes_a_flag_or_a_path(value: Any, verify: bool) -> None:
     assert server({"verify": value}).settings.verify is verify
 
 
-def test_a_misspelt_key_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
-    server({"route_prefx": "/api/v2", "verify": True})
-    assert caplog.messages == ["connection 'jm': nothing reads route_prefx in its extra"]
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"requst_timeout": 5}, "'requst_timeout' in the extra; did you mean request_timeout?"),
+        (
+            {"Verify": False, "gui-url": "x"},
+            "'Verify', 'gui-url' in the extra; did you mean verify and gui_url?",
+        ),
+        ({"colour": "s3cret"}, "'colour' in the extra"),
+        ({"a\nb": "s3cret"}, "'a\\nb' in the extra"),
+    ],
+)
+def test_a_misspelt_key_is_pointed_out(
+    extra: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server({**extra, "verify": True}).unread == f"nothing reads {says}"
+    assert caplog.messages == [f"connection 'jm': nothing reads {says}"]
 
 
 @pytest.mark.parametrize(
@@ -161,11 +237,35 @@ def test_headers_may_come_as_text_from_a_form() -> None:
     [
         ({"host": None}, "the host is missing"),
         ({"host": "  "}, "the host is missing"),
-        ({"schema": "ftp"}, "got scheme 'ftp'"),
+        ({"host": "ftp://h"}, "got scheme 'ftp'"),
+        ({"schema": "ftp"}, "the schema must be http or https; a path belongs to the host"),
+        (
+            {"host": "https://h", "schema": "http"},
+            "the host says 'https' and the schema says 'http': leave one",
+        ),
+        (
+            {"host": "https://h/base", "schema": "other"},
+            "the schema must be http or https, as the host has a",
+        ),
+        ({"host": "http://h:81", "port": 82}, "the host says port 81 and the port 82: leave one of them out"),
+        ({"host": "h:0"}, "its port is 0"),
+        ({"port": -5}, "the port must be a number from 1 to 65535, not -5"),
+        ({"port": 70000}, "the port must be a number from 1 to 65535, not 70000"),
+        (
+            {"host": "https://u:pw@h", "login": "alice"},
+            "the host has a login in it, and the connection has one",
+        ),
+        (
+            {"extra": {"headers": {"authorization": "s3cret"}}},
+            "login and password, and headers in the extra, both say Authorization",
+        ),
+        # What is left of a password with a slash in it, which was not quoted.
+        ({"host": "u", "port": 12, "schema": "s3cret@h"}, "the schema must be http or https"),
+        ({"host": "https://u", "port": 12, "schema": "s3cret@h"}, "quote them in a password"),
         ({"host": "a b"}, "must look like"),
         ({"extra": "{not json"}, "the extra is not valid JSON"),
         ({"extra": "[1]"}, "the extra must be a JSON object"),
-        ({"extra": {"route_prefix": 3}}, "route_prefix in the extra must be text, not 3"),
+        ({"extra": {"route_prefix": 3}}, "route_prefix in the extra must be one line of text, not 3"),
         ({"extra": {"route_prefix": "/../x"}}, "is not a path such as"),
         ({"extra": {"request_timeout": "soon"}}, "request_timeout in the extra must be a number, not 'soon'"),
         ({"extra": {"request_timeout": 0}}, "request_timeout must be larger than 0"),
@@ -178,7 +278,7 @@ def test_headers_may_come_as_text_from_a_form() -> None:
         ({"extra": {"verify": "/no/such/bundle"}}, "names a CA bundle that does not exist"),
         ({"extra": {"client_cert": "/no/such/cert"}}, "client_cert in the extra names a file that does not"),
         ({"extra": {"client_key": __file__}}, "client_key in the extra is of no use without client_cert"),
-        ({"extra": {"verify": 3}}, "verify in the extra must be true, false or a path"),
+        ({"extra": {"verify": 3}}, "verify in the extra must be true, false or the path"),
         ({"extra": {"headers": ["s3cret"]}}, "headers in the extra must be a JSON object of one-line texts"),
         ({"extra": {"headers": "{s3cret"}}, "headers in the extra must be"),
         ({"extra": {"headers": {"X": "s3cret\r\nY: 1"}}}, "headers in the extra must be"),
@@ -192,7 +292,35 @@ def test_headers_may_come_as_text_from_a_form() -> None:
         ({"extra": {"retries_timeout": -(10**400)}}, "retries_timeout in the extra must be a number"),
         ({"extra": "[" * 5000}, "the extra is not valid JSON"),
         ({"extra": {"headers": "[" * 5000}}, "headers in the extra must be"),
-        ({"extra": {"verify": "x" * 5000}}, "names a CA bundle that does not exist"),
+        ({"extra": {"verify": "/x" * 5000}}, "names a CA bundle that does not exist"),
+        (
+            {"extra": {"verify": "maybe"}},
+            "verify in the extra must be true, false or the path of a CA bundle, not",
+        ),
+        ({"extra": {"retries_timeout": "-5"}}, "retries_timeout in the extra must be a number, at least 0"),
+        ({"extra": {"retries_attempts": -5}}, "retries_attempts in the extra must be a number, at least 0"),
+        (
+            {"extra": '{"request_timeout": NaN}'},
+            "request_timeout in the extra must be a number, at least 0 and",
+        ),
+        (
+            {"extra": {"request_timeout": "nan"}},
+            "request_timeout in the extra must be a number, at least 0 and",
+        ),
+        (
+            {"extra": {"request_timeout": 1e12}},
+            "request_timeout in the extra must be at most 31536000, not 1000000000000.0",
+        ),
+        (
+            {"extra": {"retries_attempts": 10**9}},
+            "retries_attempts in the extra must be at most 31536000, not",
+        ),
+        (
+            {"extra": {"workflow_run_heartbeat_interval": "1e99"}},
+            "workflow_run_heartbeat_interval in the extra",
+        ),
+        ({"extra": {"jobmon_python": "a\nb"}}, "jobmon_python in the extra must be one line of text"),
+        ({"extra": {"jobmon_python": True}}, "jobmon_python in the extra must be one line of text, not True"),
         ({"host": "http://u:s3cret℀@h"}, "its host or port cannot be read"),
         ({"host": "http://u:1#s3cret@h"}, "quote them in a password"),
         ({"password": "s3cret\n"}, "has a line break"),
@@ -377,6 +505,33 @@ def test_no_secret_is_logged(
     assert caplog.records
     for secret in ("s3cret", "k3y", "YWxpY2U6czNjcmV0"):
         assert secret not in caplog.text
+
+
+def test_the_form_begins_with_what_nearly_every_user_gives() -> None:
+    assert list(form_fields())[:2] == list(EXTRA)[:2] == ["gui_url", "jobmon_python"]
+    assert list(JobmonHook.get_connection_form_widgets())[:2] == ["gui_url", "jobmon_python"]
+
+
+def test_no_placeholder_of_the_form_looks_like_a_value_that_is_filled_in() -> None:
+    assert set(FORM_BEHAVIOUR["placeholders"]) == {"host"}
+
+
+def test_no_field_of_the_form_holds_two_types_and_none_is_a_box_to_tick_that_would_show_what_is_not_so() -> (
+    None
+):
+    for name, field in form_fields().items():
+        (kind, null) = field["schema"]["type"]
+        assert (null, name) == ("null", name)
+        assert kind != "boolean"
+    assert form_fields()["verify"]["schema"]["examples"] == ["true", "false"]
+
+
+def test_the_form_refuses_the_numbers_that_the_reader_refuses() -> None:
+    for name, field in form_fields().items():
+        if field["schema"]["type"][0] in ("number", "integer"):
+            for bad in (field["schema"]["minimum"] - 1, field["schema"]["maximum"] + 1):
+                with pytest.raises(ConfigError, match=f"{name} in the extra must be"):
+                    server({name: bad})
 
 
 def test_the_hook_gives_the_form_to_airflow_before_3_3() -> None:
