@@ -362,12 +362,10 @@ class JobmonHook(BaseHook):
 
         :returns: whether it is, and a line that says which Jobmon answered or what to change.
         """
-        from airflow_jobmon_provider.client.protocol import routes
+        from airflow_jobmon_provider.hooks.checking import check
 
         try:
-            self.ask(routes.health(), tenacious=False)
-            version = self.ask(routes.api_version(), tenacious=False)
-            return True, f"Jobmon answers at {self.server.settings.service_url}, API {version}"
+            return check(self.server, self.get_conn())
         except (JobmonError, AirflowNotFoundException) as error:
             return False, str(error)
 

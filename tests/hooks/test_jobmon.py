@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 import subprocess
 import sys
 import traceback
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from airflow.providers.common.compat import connection as airflow_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection
 from pytest_mock import MockerFixture
@@ -482,7 +484,123 @@ def test_test_connection_says_what_is_wrong(
     assert says in line
     assert f"GET {other.url}/api/v2/health" in line
     assert "s3cret" not in line
-    assert len(other.requests) == 1  # whoever pressed the button does not wait for retries
+    # Whoever pressed the button does not wait for retries.
+    assert len({request.path for request in other.requests}) == len(other.requests)
+
+
+def test_test_connection_says_which_prefix_answers_where_the_given_one_does_not(
+    connection: Callable[..., None], sandbox: JobmonSandbox
+) -> None:
+    connection(extra={"route_prefix": "/api/v9"}, password="s3cret")
+    good, line = JobmonHook().test_connection()
+    assert not good
+    assert line == (
+        f"{sandbox.url}/api/v9: Jobmon does not answer under /api/v9, but under /api/v3: set route_prefix to"
+        " /api/v3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "says"),
+    [
+        (
+            "/api/v3",
+            ["/api/v3", "/api/v2", "/api/v2"],
+            "under /api/v3, but under /api/v2: set route_prefix to /api/v2",
+        ),
+        (
+            "",
+            ["", "/api/v3", "/api/v3"],
+            "without a route prefix, but under /api/v3: set route_prefix to /api/v3",
+        ),
+        (
+            "/api/v3",
+            ["/api/v3", "/api/v2", "", ""],
+            'under /api/v3, but without a route prefix: set route_prefix to "" (an empty text)',
+        ),
+    ],
+)
+@pytest.mark.parametrize("base", ["", "/base"])
+@pytest.mark.parametrize("wrong", [404, 302, 403, 200], ids=str)
+def test_it_says_so_whatever_answers_in_the_wrong_place(
+    connection: Callable[..., None],
+    stub: Callable[..., StubServer],
+    given: str,
+    asked: list[str],
+    says: str,
+    base: str,
+    wrong: int,
+) -> None:
+    elsewhere = Reply(wrong, b"<p>", (("Location", "http://elsewhere"),))
+    server = stub(*[elsewhere] * (len(asked) - 2), {"status": "OK"}, {"status": "v2"})
+    connection(server.url + base, extra={"route_prefix": given})
+    line = f"{server.url}{base}{given}: Jobmon does not answer {says}"
+    assert JobmonHook().test_connection() == (False, line)
+    routes = ["/health"] * (len(asked) - 1) + ["/api_version"]
+    paths = [request.path.partition("?")[0] for request in server.requests]
+    assert paths == [f"{base}{prefix}{route}" for prefix, route in zip(asked, routes, strict=True)]
+
+
+def test_test_connection_says_that_the_port_is_plain_http_and_sends_it_no_credentials(
+    connection: Callable[..., None], stub: Callable[..., StubServer]
+) -> None:
+    plain = stub({"status": "OK"})
+    url = plain.url.replace("http", "https")
+    connection(url, password="s3cret")
+    assert JobmonHook().test_connection() == (
+        False,
+        f"{url}/api/v2: the server speaks plain http on this port: set the schema to http",
+    )
+    assert [request.headers.get("Authorization") for request in plain.requests] == [None]
+
+
+def test_test_connection_says_that_the_port_is_tls(
+    connection: Callable[..., None], stub: Callable[..., StubServer]
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    server = stub({"status": "OK"}, tls=tls)
+    url = server.url.replace("https", "http")
+    connection(url, password="s3cret")
+    assert JobmonHook().test_connection() == (
+        False,
+        f"{url}/api/v2: the server speaks TLS on this port: set the schema to https",
+    )
+    assert not server.requests  # its certificate is not trusted
+
+
+def test_a_name_in_the_extra_that_nothing_reads_is_in_the_answer_whether_the_server_answers_or_not(
+    connection: Callable[..., None], sandbox: JobmonSandbox
+) -> None:
+    misspelt = "; nothing reads 'requst_timeout' in the extra; did you mean request_timeout?"
+    connection(extra={"requst_timeout": 5})
+    well, line = JobmonHook().test_connection()
+    assert well
+    assert line == f"Jobmon answers at {sandbox.url}/api/v2, API v2{misspelt}"
+    connection("http://127.0.0.1:9", extra={"requst_timeout": 5})
+    well, line = JobmonHook().test_connection()
+    assert not well
+    assert line.endswith(misspelt)
+
+
+def test_test_connection_of_a_host_that_is_not_known_says_so(connection: Callable[..., None]) -> None:
+    connection("http://jobmon..example")
+    good, line = JobmonHook().test_connection()
+    assert not good
+    assert (
+        "host 'jobmon..example' is not known (it cannot be a name); check the host of the connection" in line
+    )
+
+
+def test_what_a_proxy_replies_says_nothing_about_the_servers_port(
+    connection: Callable[..., None], stub: Callable[..., StubServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", stub(Reply(502, b"no")).url)
+    monkeypatch.setenv("HTTP_PROXY", stub({"status": "OK"}).url)
+    connection("https://jobmon.example")
+    good, line = JobmonHook().test_connection()
+    assert not good
+    assert "plain http" not in line
 
 
 def test_test_connection_of_a_malformed_one(monkeypatch: pytest.MonkeyPatch) -> None:
