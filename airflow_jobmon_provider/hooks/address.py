@@ -43,6 +43,8 @@ def address_of(connection: Connection) -> str:
     if not host:
         raise ConfigError("the host is missing: give Jobmon's host name or address")
     scheme, separator, rest = host.partition("://") if "://" in host else ("", "", host)
+    if separator and scheme.lower() not in _SCHEMES:
+        split_address(host)  # refuses it, and shows nothing that may be a password
     schema = (connection.schema or "").strip()
     said = _schemes(connection.conn_type or "", schema, scheme.lower())
     if len(set(said.values())) > 1:

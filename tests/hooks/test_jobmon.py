@@ -261,6 +261,7 @@ def test_headers_may_come_as_text_from_a_form() -> None:
             {"extra": {"headers": {"authorization": "s3cret"}}},
             "login and password, and headers in the extra, both say Authorization",
         ),
+        ({"host": "u:s3cret://h", "schema": "https"}, "got scheme 'u'"),
         # What is left of a password with a slash in it, which was not quoted.
         ({"host": "u", "port": 12, "schema": "s3cret@h"}, "the schema must be http or https"),
         ({"host": "https://u", "port": 12, "schema": "s3cret@h"}, "quote them in a password"),
