@@ -69,12 +69,13 @@ def _better(server: JobmonServer, error: JobmonError) -> Iterator[str]:
 
 
 def _other_prefixes(server: JobmonServer) -> Iterator[str]:
-    if server.address is None:
+    here = server.route_prefix
+    if here is None:
         return
-    here = server.settings.service_url.removeprefix(server.address.rstrip("/"))
+    address = server.settings.service_url.removesuffix(here)
     patience = min(server.settings.request_timeout, _PATIENCE)
     for prefix in _PREFIXES:
-        there = join_prefix(server.address, prefix)
+        there = join_prefix(address, prefix)
         settings = replace(server.settings, service_url=there, request_timeout=patience)
         if prefix != here and _is_jobmon(settings):
             value = prefix or '"" (an empty text)'

@@ -44,7 +44,7 @@ class JobmonServer:
     :param gui_url: address of its GUI; None: not given.
     :param jobmon_python: path of the Python that has Jobmon's client, on the workers; None: not given.
     :param stands_in: no such connection was found, and Jobmon's own settings stand in for it.
-    :param address: its address without the route prefix; None: not known.
+    :param route_prefix: what of its address is the route prefix, such as ``/api/v3``; None: not known.
     :param unread: a line about the names in the extra that nothing reads; "": there is none.
     """
 
@@ -52,7 +52,7 @@ class JobmonServer:
     gui_url: str | None = None
     jobmon_python: str | None = None
     stands_in: bool = False
-    address: str | None = None
+    route_prefix: str | None = None
     unread: str = ""
 
 
@@ -200,9 +200,10 @@ def _read(connection: Connection) -> JobmonServer:
     gui_url, jobmon_python = extra.pop("gui_url", None), extra.pop("jobmon_python", None)
     address, default = address_of(connection), heartbeat_defaults()
     # An address may end in the prefix already.
-    prefix = "" if _ENDS_IN_PREFIX.search(address) else DEFAULT_ROUTE_PREFIX
+    prefix = extra.pop("route_prefix", "" if _ENDS_IN_PREFIX.search(address) else DEFAULT_ROUTE_PREFIX)
+    service_url = join_prefix(address, prefix)
     settings = Settings(
-        service_url=join_prefix(address, extra.pop("route_prefix", prefix)),
+        service_url=service_url,
         headers=headers,
         heartbeat=Heartbeat(
             extra.pop("workflow_run_heartbeat_interval", default.interval),
@@ -214,7 +215,8 @@ def _read(connection: Connection) -> JobmonServer:
         raise ConfigError("client_key in the extra is of no use without client_cert")
     for danger in settings.dangers:
         logger.warning("connection %r %s", connection.conn_id, danger)
-    return JobmonServer(settings, gui_url, jobmon_python or None, address=address, unread=unread)
+    prefix = service_url.removeprefix(address.rstrip("/"))
+    return JobmonServer(settings, gui_url, jobmon_python or None, route_prefix=prefix, unread=unread)
 
 
 def _headers_of(connection: Connection, headers: dict[str, str]) -> dict[str, str]:

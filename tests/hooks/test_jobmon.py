@@ -126,14 +126,15 @@ def test_what_contradicts_itself_in_the_environment_is_said_in_one_line(
         ({}, None),
         ({"login": "alice", "password": "pw"}, "Basic YWxpY2U6cHc="),
         ({"login": "alice"}, "Basic YWxpY2U6"),
+        ({"host": "http://alice:pw@h"}, "Basic YWxpY2U6cHc="),
         ({"password": "token"}, "Bearer token"),
     ],
 )
 def test_login_and_password_become_a_header(fields: dict[str, Any], header: str | None) -> None:
-    settings = server(**fields).settings
-    assert settings.headers.get("Authorization") == header
-    assert "pw" not in repr(settings)
-    assert "token" not in repr(settings)
+    found = server(**fields)
+    assert found.settings.headers.get("Authorization") == header
+    assert "pw" not in repr(found)
+    assert "token" not in repr(found)
 
 
 def test_the_extra_is_read_into_settings(tmp_path: Path) -> None:
