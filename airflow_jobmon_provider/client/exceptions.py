@@ -93,6 +93,10 @@ class ServerUnreachable(InvalidResponse):
         self.processed = processed
 
 
+class HostUnknown(InvalidResponse):
+    """No name server knows the host, and it was never reached. Asking again won't help: it is misspelt."""
+
+
 class CertificateNotTrusted(InvalidResponse):
     """The server's certificate is not trusted: signed by nobody known, of another host, or out of date.
 

@@ -38,6 +38,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _CHUNK = 64 * 1024
+
+_UNKNOWN_FOR = 4.0
+"""Seconds for which a host that no name server knows is tried again, if it was never reached: a resolver may
+have a hiccup. The pauses between tries grow, so the last one is after ten seconds or so."""
+
 _HEADERS = {
     "Accept-Encoding": "identity",  # the replies are too short to be worth packing
     "User-Agent": protocol.USER_AGENT,
@@ -51,6 +56,9 @@ class Requester:
     second up. Not retried: any other 4xx, a 500 that says that the record does not exist, a reply that is not
     Jobmon's. Redirects are not followed: they would carry credentials elsewhere or turn a POST into a GET.
 
+    A host that no name server knows is tried again for some seconds only, unless it was reached before: then
+    it is an outage, as anything else is that keeps a server from being reached.
+
     :param service_url: address of the server with its route prefix, such as ``http://jobmon:8070/api/v3``.
     :param retries_timeout: seconds after which a request is not tried again; 0: never retry. Default 300.
     :param retries_attempts: how often a request is tried at most. Default 10.
@@ -62,6 +70,11 @@ class Requester:
     :raises ConfigError: it is not a valid http(s) address.
     :raises ValueError: a number is negative or not finite.
     """
+
+    has_been_reached = False
+    """Whether the server has answered before, this requester or another one of whoever uses this one."""
+
+    _unknown_since: float | None = None  # not set by `_open`: other settings are of the same server
 
     def __init__(
         self,
@@ -150,6 +163,7 @@ class Requester:
         :param tenacious: retry what is worth a retry. Default True.
         :param timeout: seconds for each try. Default: ``request_timeout``.
         :raises ServerUnreachable: no reply, also not after the retries.
+        :raises HostUnknown: no name server knows the host.
         :raises ServerFailure: 5xx, 423 or 429, also after the retries.
         :raises InvalidRequest: another 4xx; ``RecordNotFound``, ``NotAuthorized`` say which.
         :raises UnreadableReply: the reply is no JSON.
@@ -192,8 +206,21 @@ class Requester:
         # Reading a body as it comes raises urllib3's own errors.
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             failure, proxy = errors.of_requests(error, handled), self._way.proxy_address
-            raise errors.not_answered(request_type, url, failure, limit=limit, proxy=proxy) from None
+            final = self._does_not_exist(failure)
+            raise errors.not_answered(
+                request_type, url, failure, limit=limit, proxy=proxy, final=final
+            ) from None
+        self.has_been_reached = True
         return response.status_code, protocol.decipher(request_type, url, response, self._secrets)
+
+    def _does_not_exist(self, failure: errors.Failure) -> bool:
+        """Whether it is time to take the host for one that does not exist, and not for an outage."""
+        if self.has_been_reached or not failure.host_is_not_known:
+            self._unknown_since = None
+            return False
+        now = time.monotonic()
+        self._unknown_since = self._unknown_since or now
+        return now - self._unknown_since >= _UNKNOWN_FOR
 
     def _read_files(self) -> None:
         """Read the CA bundle and the client certificate, at first, and whenever they have been renewed.

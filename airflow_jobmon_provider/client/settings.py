@@ -135,7 +135,7 @@ class Settings:
                 heartbeat=heartbeat_defaults(),
             )
         except ValueError as error:
-            raise ConfigError(f"Jobmon's settings, section http or heartbeat: {error}") from error
+            raise ConfigError(f"Jobmon's settings, section http or heartbeat: {error}") from None
 
 
 def time_for(request_timeout: float, *, costly: bool = False, at_most: float | None = None) -> float:
@@ -214,7 +214,9 @@ def split_address(address: str) -> SplitResult:
         port = url.port
     except ValueError:
         raise ConfigError(f"{hint}; its host or port cannot be read") from None
-    if url.scheme not in ("http", "https") or not url.hostname or port == 0:
+    if port == 0:
+        raise ConfigError(f"{hint}; its port is 0")
+    if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError(f"{hint}; got scheme {shown(url.scheme)} and host {shown(url.hostname)}")
     # A password with one of / ? # in it, not quoted, ends the host too early, and would stand in every log.
     if url.query or url.fragment or address[-1] in "?#" or "@" in url.path:
@@ -253,7 +255,7 @@ class _JobmonSettings:
                     self._sections = yaml.safe_load(stream) or {}
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 line = " ".join(str(error).split())
-                raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} cannot be read: {line}") from error
+                raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} cannot be read: {line}") from None
             if not isinstance(self._sections, dict):
                 raise ConfigError(f"JOBMON__CONFIG_FILE={self._file} must hold sections such as 'http:'")
 

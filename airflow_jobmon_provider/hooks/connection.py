@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,12 +25,15 @@ from airflow_jobmon_provider.client.settings import (
     split_address,
 )
 from airflow_jobmon_provider.client.validation import seconds, whole
-from airflow_jobmon_provider.hooks.fields import EXTRA, Kind
+from airflow_jobmon_provider.hooks.address import address_of
+from airflow_jobmon_provider.hooks.fields import EXTRA, LARGEST_NUMBER, Kind
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
 logger = logging.getLogger(__name__)
+
+_ENDS_IN_PREFIX = re.compile(r"/api/v\d+/?$")
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,16 @@ class JobmonServer:
     :param gui_url: address of its GUI; None: not given.
     :param jobmon_python: path of the Python that has Jobmon's client, on the workers; None: not given.
     :param stands_in: no such connection was found, and Jobmon's own settings stand in for it.
+    :param route_prefix: what of its address is the route prefix, such as ``/api/v3``; None: not known.
+    :param unread: a line about the names in the extra that nothing reads; "": there is none.
     """
 
     settings: Settings
     gui_url: str | None = None
     jobmon_python: str | None = None
     stands_in: bool = False
+    route_prefix: str | None = None
+    unread: str = ""
 
 
 def server_without_connection(conn_id: str, default: str) -> JobmonServer:
@@ -62,31 +71,16 @@ def server_without_connection(conn_id: str, default: str) -> JobmonServer:
     try:
         settings = Settings.from_defaults()
     except ConfigError as error:
-        raise AirflowNotFoundException(f"{missing}, and instead of it: {error}") from error
+        raise AirflowNotFoundException(f"{missing}, and instead of it: {error}") from None
     for danger in settings.dangers:
         logger.warning("%s, and Jobmon's own server %s", missing, danger)
     return JobmonServer(settings, stands_in=True)
 
 
-def _address(connection: Connection) -> str:
-    host = (connection.host or "").strip()
-    if not host:
-        raise ConfigError("the host is missing: give Jobmon's host name or address")
-    if "://" not in host:
-        scheme = (connection.schema or "http").strip()
-        if ":" in host and not host.startswith("[") and host.count(":") > 1:
-            host = f"[{host}]"  # an IPv6 address
-        host = f"{scheme}://{host}"
-    url = split_address(host)
-    if connection.port and ":" not in url.netloc.rpartition("@")[2].rpartition("]")[2]:
-        url = url._replace(netloc=f"{url.netloc}:{connection.port}")
-    return url.geturl()
-
-
 def _extra_of(connection: Connection) -> dict[str, Any]:
-    """Return the fields of the extra that are given, each checked.
+    """Return what the extra holds, as it stands there.
 
-    :raises ConfigError: the extra cannot be read, or a value is wrong; the message names it.
+    :raises ConfigError: the extra cannot be read.
     """
     try:
         values = json.loads(connection.extra) if connection.extra else {}
@@ -94,10 +88,14 @@ def _extra_of(connection: Connection) -> dict[str, Any]:
         raise ConfigError("the extra is not valid JSON") from None
     if not isinstance(values, dict):
         raise ConfigError("the extra must be a JSON object")
-    values = {name: value for name, value in values.items() if value is not None}
-    if unknown := sorted(set(values) - set(EXTRA)):  # a misspelt name would be without effect
-        names = excerpt(", ".join(unknown))
-        logger.warning("connection %r: nothing reads %s in its extra", connection.conn_id, names)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _fields_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the extra that are given, each checked.
+
+    :raises ConfigError: a value is wrong; the message names it.
+    """
     given = {name: values[name] for name in EXTRA if name in values}
     # A form leaves what was not filled in as null or "". An empty text means something: no route prefix.
     return {
@@ -107,9 +105,22 @@ def _extra_of(connection: Connection) -> dict[str, Any]:
     }
 
 
+def _unread(values: dict[str, Any]) -> str:
+    """Return a line about the names in the extra that nothing reads; "": there is none.
+
+    A misspelt name would be without effect, and nobody would know.
+    """
+    unknown = sorted(set(values) - set(EXTRA))
+    if not unknown:
+        return ""
+    meant = [name for each in unknown for name in difflib.get_close_matches(each, EXTRA, 1)]
+    hint = f"; did you mean {' and '.join(meant)}?" if meant else ""
+    return f"nothing reads {excerpt(', '.join(map(repr, unknown)))} in the extra{hint}"
+
+
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} must be text, not {shown(value)}")
+    if not isinstance(value, str) or not value.isprintable():
+        raise ConfigError(f"{name} must be one line of text, not {shown(value)}")
     return value
 
 
@@ -127,7 +138,9 @@ def _number(name: str, value: Any) -> float:
             value = convert(value)
         except ValueError:
             raise ConfigError(f"{name} must be a number, not {shown(value)}") from None
-    return seconds(name, value)
+    if seconds(name, value) > LARGEST_NUMBER:
+        raise ConfigError(f"{name} must be at most {LARGEST_NUMBER}, not {shown(value)}")
+    return value  # type: ignore[no-any-return]
 
 
 def _integer(name: str, value: Any) -> int:
@@ -137,11 +150,11 @@ def _integer(name: str, value: Any) -> int:
 def _check_or_file(name: str, value: Any) -> bool | str:
     if isinstance(value, str):
         value = {"true": True, "false": False, "": True}.get(value.strip().lower(), value)
-    if isinstance(value, str) and not os.path.isfile(value):
+    if isinstance(value, bool) or (isinstance(value, str) and os.path.isfile(value)):
+        return value
+    if isinstance(value, str) and os.sep in value:
         raise ConfigError(f"{name} names a CA bundle that does not exist: {shown(value)}")
-    if not isinstance(value, (bool, str)):
-        raise ConfigError(f"{name} must be true, false or a path, not {shown(value)}")
-    return value
+    raise ConfigError(f"{name} must be true, false or the path of a CA bundle, not {shown(value)}")
 
 
 def _headers(name: str, value: Any) -> dict[str, str]:
@@ -179,16 +192,18 @@ _READERS: dict[Kind, Callable[[str, Any], Any]] = {
 
 
 def _read(connection: Connection) -> JobmonServer:
-    extra = _extra_of(connection)
-    headers = extra.pop("headers", {})
-    if connection.login:
-        headers["Authorization"] = basic_authorization(connection.login, connection.password or "")
-    elif connection.password:
-        headers["Authorization"] = f"Bearer {connection.password}"
+    values = _extra_of(connection)
+    if unread := _unread(values):
+        logger.warning("connection %r: %s", connection.conn_id, unread)
+    extra = _fields_of(values)
+    headers = _headers_of(connection, extra.pop("headers", {}))
     gui_url, jobmon_python = extra.pop("gui_url", None), extra.pop("jobmon_python", None)
-    default = heartbeat_defaults()
+    address, default = address_of(connection), heartbeat_defaults()
+    # An address may end in the prefix already.
+    prefix = extra.pop("route_prefix", "" if _ENDS_IN_PREFIX.search(address) else DEFAULT_ROUTE_PREFIX)
+    service_url = join_prefix(address, prefix)
     settings = Settings(
-        service_url=join_prefix(_address(connection), extra.pop("route_prefix", DEFAULT_ROUTE_PREFIX)),
+        service_url=service_url,
         headers=headers,
         heartbeat=Heartbeat(
             extra.pop("workflow_run_heartbeat_interval", default.interval),
@@ -200,7 +215,23 @@ def _read(connection: Connection) -> JobmonServer:
         raise ConfigError("client_key in the extra is of no use without client_cert")
     for danger in settings.dangers:
         logger.warning("connection %r %s", connection.conn_id, danger)
-    return JobmonServer(settings, gui_url, jobmon_python or None)
+    prefix = service_url.removeprefix(address.rstrip("/"))
+    return JobmonServer(settings, gui_url, jobmon_python or None, route_prefix=prefix, unread=unread)
+
+
+def _headers_of(connection: Connection, headers: dict[str, str]) -> dict[str, str]:
+    """Return what is sent with every request: the headers of the extra, and login and password."""
+    if not (connection.login or connection.password):
+        return headers
+    if "authorization" in map(str.lower, headers):
+        raise ConfigError(
+            "login and password, and headers in the extra, both say Authorization: leave one of them out"
+        )
+    if connection.login:
+        authorization = basic_authorization(connection.login, connection.password or "")
+    else:
+        authorization = f"Bearer {connection.password}"
+    return {**headers, "Authorization": authorization}
 
 
 def server_of_connection(connection: Connection) -> JobmonServer:

@@ -31,13 +31,18 @@ class Kind(Enum):
     HEADERS = "JSON object of texts"
 
 
+LARGEST_NUMBER = 365 * 86400
+"""No number of a connection is larger: a year in seconds, with which clocks and sockets still can reckon."""
+
 _SCHEMAS: dict[Kind, dict[str, Any]] = {
     Kind.TEXT: {"type": ["string", "null"]},
     Kind.FILE: {"type": ["string", "null"]},
     Kind.ADDRESS: {"type": ["string", "null"], "format": "url"},
-    Kind.NUMBER: {"type": ["number", "null"], "minimum": 0},
-    Kind.INTEGER: {"type": ["integer", "null"], "minimum": 0},
-    Kind.CHECK_OR_FILE: {"type": ["string", "boolean", "null"]},
+    Kind.NUMBER: {"type": ["number", "null"], "minimum": 0, "maximum": LARGEST_NUMBER},
+    Kind.INTEGER: {"type": ["integer", "null"], "minimum": 0, "maximum": LARGEST_NUMBER},
+    # A line of text with two suggestions. Of a text that may also be a boolean, Airflow's form makes a box of
+    # six lines of JSON. A box to tick would show "not given" as false, and store it when the form is saved.
+    Kind.CHECK_OR_FILE: {"type": ["string", "null"], "examples": ["true", "false"]},
     Kind.HEADERS: {"type": ["object", "null"]},
 }
 
@@ -58,10 +63,23 @@ class ExtraField(NamedTuple):
 
 
 EXTRA: dict[str, ExtraField] = {
+    "gui_url": ExtraField(
+        Kind.ADDRESS,
+        "Jobmon GUI",
+        'Address of Jobmon\'s GUI, for the button "Jobmon workflow".',
+        "none",
+    ),
+    "jobmon_python": ExtraField(
+        Kind.TEXT,
+        "Jobmon's Python",
+        "Path, on the workers, of the Python that has Jobmon's client; it executes runs where cluster_name is"
+        " given.",
+        "that of the jobmon command on PATH, else Airflow's",
+    ),
     "route_prefix": ExtraField(
         Kind.TEXT,
         "Route prefix",
-        "Path of the API below the address. Jobmon 3.4 has /api/v2.",
+        "Path of the API below the address, unless that ends in it already. Jobmon 3.4 has /api/v2.",
         DEFAULT_ROUTE_PREFIX,
     ),
     "request_timeout": ExtraField(
@@ -119,36 +137,24 @@ EXTRA: dict[str, ExtraField] = {
         "A heartbeat is good for the interval times this.",
         f"Jobmon's setting, {Heartbeat().buffer:g}",
     ),
-    "jobmon_python": ExtraField(
-        Kind.TEXT,
-        "Jobmon's Python",
-        "Path, on the workers, of the Python that has Jobmon's client; it executes runs where cluster_name is"
-        " given.",
-        "that of the jobmon command on PATH, else Airflow's",
-    ),
-    "gui_url": ExtraField(
-        Kind.ADDRESS,
-        "Jobmon GUI",
-        'Address of Jobmon\'s GUI, for the button "Jobmon workflow".',
-        "none",
-    ),
 }
+"""By the name in the extra, in the order of the form: first what nearly every user wants to give."""
 
 FORM_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": [],
     "relabeling": {
         "host": "Host or address",
-        "schema": "Scheme (http or https)",
+        "schema": "Scheme (http or https; empty: http)",
+        "port": "Port (empty: the scheme's)",
         "login": "Login (Basic)",
         "password": "Password, or token without login (Bearer)",
     },
     "placeholders": {
         "host": "jobmon.example.org, or https://jobmon.example.org/path",
-        "schema": "http",
-        "port": "8070",
     },
 }
-"""What Airflow's form calls its own fields, by ``provider_info.schema.json``."""
+"""What Airflow's form calls its own fields, by ``provider_info.schema.json``. A placeholder that could be a
+value, such as a port, would be taken for one that is filled in."""
 
 
 def form_fields() -> dict[str, dict[str, Any]]:

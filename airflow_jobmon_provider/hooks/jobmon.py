@@ -7,6 +7,7 @@ needs: they are imported by the method that needs them, so that parsing a DAG fi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import sys
@@ -132,6 +133,7 @@ class JobmonHook(BaseHook):
         self.jobmon_conn_id = jobmon_conn_id
         self._server: JobmonServer | None = None
         self._requester: Requester | None = None
+        self._has_been_reached = False
 
     @property
     def server(self) -> JobmonServer:
@@ -147,9 +149,11 @@ class JobmonHook(BaseHook):
     def _read(self) -> JobmonServer:
         from airflow_jobmon_provider.hooks.connection import server_of_connection, server_without_connection
 
-        try:
+        connection = None
+        with contextlib.suppress(AirflowNotFoundException):
             connection = self.get_connection(self.jobmon_conn_id)
-        except AirflowNotFoundException:
+        # Not while Airflow's error is being handled: the task log would show both, one after the other.
+        if connection is None:
             return server_without_connection(self.jobmon_conn_id, self.default_conn_name)
         # Airflow's accessor hides what the extra holds from every log. It takes broken JSON for {}.
         _ = connection.extra_dejson
@@ -190,9 +194,10 @@ class JobmonHook(BaseHook):
             from asgiref.sync import sync_to_async
 
             return await sync_to_async(self._read)()
-        try:
+        connection = None
+        with contextlib.suppress(AirflowNotFoundException):  # as in `_read`
             connection = await get_async_connection(self.jobmon_conn_id)
-        except AirflowNotFoundException:
+        if connection is None:
             return await asyncio.to_thread(
                 server_without_connection, self.jobmon_conn_id, self.default_conn_name
             )
@@ -211,6 +216,9 @@ class JobmonHook(BaseHook):
         """
         if server is not None:
             self._check_same(server, self.server)
+            self._has_been_reached = True  # or there would be no id
+            if self._requester is not None:
+                self._requester.has_been_reached = True
 
     def _check_same(self, before: str, now: JobmonServer) -> None:
         from airflow_jobmon_provider.client.settings import same_server
@@ -240,6 +248,7 @@ class JobmonHook(BaseHook):
             from airflow_jobmon_provider.client.renewing import RenewingRequester
 
             self._requester = RenewingRequester(self.server.settings, self._renew)
+            self._requester.has_been_reached = self._has_been_reached
         return self._requester
 
     async def get_async_conn(self) -> AsyncRequester:
@@ -351,14 +360,12 @@ class JobmonHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask the server whether it is healthy; for the button of Airflow's connection form.
 
-        :returns: whether it is, and a line that says which Jobmon answered or what went wrong.
+        :returns: whether it is, and a line that says which Jobmon answered or what to change.
         """
-        from airflow_jobmon_provider.client.protocol import routes
+        from airflow_jobmon_provider.hooks.checking import check
 
         try:
-            self.ask(routes.health(), tenacious=False)
-            version = self.ask(routes.api_version(), tenacious=False)
-            return True, f"Jobmon answers at {self.server.settings.service_url}, API {version}"
+            return check(self.server, self.get_conn())
         except (JobmonError, AirflowNotFoundException) as error:
             return False, str(error)
 
@@ -372,15 +379,14 @@ class JobmonHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Return the form's fields for the connection's extra, for Airflow before 3.3."""
-        from wtforms import BooleanField, IntegerField, StringField
+        from wtforms import IntegerField, StringField
         from wtforms.validators import Optional
 
         from airflow_jobmon_provider.hooks.fields import form_fields
 
-        # A field that may hold several types is typed as text; reading the extra converts it.
-        kinds = {"integer": IntegerField, "boolean": BooleanField}
+        # What is neither text nor an integer is typed as text; reading the extra converts it.
         return {
-            name: kinds.get(spec["schema"]["type"][0], StringField)(
+            name: {"integer": IntegerField}.get(spec["schema"]["type"][0], StringField)(
                 spec["label"], validators=[Optional()], description=spec["description"]
             )
             for name, spec in form_fields().items()

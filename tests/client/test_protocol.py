@@ -118,10 +118,15 @@ def test_what_may_have_been_carried_out_and_what_not() -> None:
     assert protocol.is_retryable(failure(500))
     assert not protocol.was_not_processed(failure(500))
     assert protocol.was_not_processed(failure(423))
-    refused = errors.unreachable("post", URL, "Connection refused", connected=False)
+    refused, reset = (
+        errors.not_answered(
+            "post", URL, errors.Failure(OSError(), connected=connected, timed_out=False), limit=20
+        )
+        for connected in (False, True)
+    )
     assert protocol.is_retryable(refused)
     assert protocol.was_not_processed(refused)
-    assert not protocol.was_not_processed(errors.unreachable("post", URL, "reset", connected=True))
+    assert not protocol.was_not_processed(reset)
     assert not protocol.is_retryable(UnreadableReply("html"))
     assert not protocol.is_retryable(RecordNotFound("none"))
 

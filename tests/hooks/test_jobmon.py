@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from airflow.providers.common.compat import connection as airflow_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection
 from pytest_mock import MockerFixture
@@ -22,7 +25,7 @@ from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.settings import Settings
 from airflow_jobmon_provider.hooks import jobmon as hook_module
 from airflow_jobmon_provider.hooks.connection import JobmonServer, server_of_connection
-from airflow_jobmon_provider.hooks.fields import EXTRA, Kind
+from airflow_jobmon_provider.hooks.fields import EXTRA, FORM_BEHAVIOUR, Kind, form_fields
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.stub_server import Reply, StubServer
@@ -41,18 +44,80 @@ def server(extra: Any = None, **fields: Any) -> JobmonServer:
         ({"host": "jobmon.example", "port": 8070}, "http://jobmon.example:8070/api/v3"),
         ({"host": "jobmon.example", "schema": "https"}, "https://jobmon.example/api/v3"),
         ({"host": "https://jobmon.example"}, "https://jobmon.example/api/v3"),
-        ({"host": "https://jobmon.example", "schema": "http"}, "https://jobmon.example/api/v3"),
+        ({"host": "https://jobmon.example", "schema": "https"}, "https://jobmon.example/api/v3"),
+        ({"host": "jobmon.example", "schema": " HTTPS "}, "https://jobmon.example/api/v3"),
+        ({"host": "HTTPS://jobmon.example"}, "https://jobmon.example/api/v3"),
         ({"host": "https://jobmon.example/jobmon/", "port": 444}, "https://jobmon.example:444/jobmon/api/v3"),
-        ({"host": "http://jobmon.example:81", "port": 82}, "http://jobmon.example:81/api/v3"),
+        ({"host": "http://jobmon.example:81", "port": 81}, "http://jobmon.example:81/api/v3"),
+        ({"host": "http://jobmon.example:", "port": 81}, "http://jobmon.example:81/api/v3"),
+        ({"host": "jobmon.example", "port": 0}, "http://jobmon.example/api/v3"),
+        ({"host": "jobmon.example/jobmon"}, "http://jobmon.example/jobmon/api/v3"),
+        ({"host": "https://jobmon.example", "schema": "/a/b/"}, "https://jobmon.example/a/b/api/v3"),
         ({"host": "::1", "port": 8070}, "http://[::1]:8070/api/v3"),
         ({"host": "[::1]"}, "http://[::1]/api/v3"),
         ({"host": " jobmon.example "}, "http://jobmon.example/api/v3"),
         ({"extra": {"route_prefix": "/api/v2"}}, "http://jobmon.example/api/v2"),
         ({"extra": {"route_prefix": ""}}, "http://jobmon.example"),
+        ({"host": "https://jobmon.example/api/v2"}, "https://jobmon.example/api/v2"),
+        (
+            {"host": "https://jobmon.example/api/v2", "extra": {"route_prefix": "x"}},
+            "https://jobmon.example/api/v2/x",
+        ),
     ],
 )
 def test_the_address_is_put_together_from_host_schema_and_port(fields: dict[str, Any], url: str) -> None:
     assert server(**fields).settings.service_url == url
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("jobmon://h:8070", "http://h:8070"),
+        ("jobmon://h:8070/https", "https://h:8070"),
+        ("jobmon://https://h", "https://h"),
+        ("jobmon://https://h/base", "https://h/base"),
+        ("jobmon://https://h:8070/a%2Fb", "https://h:8070/a/b"),
+        ("jobmon://https://alice:pw@h:8070/base?retries_attempts=3", "https://h:8070/base"),
+        ("jobmon+https://h:8070", "https://h:8070"),
+        ("jobmon+https://h/base", "https://h/base"),
+        ("https://h/base", "https://h/base"),
+        ("http://h/base", "http://h/base"),
+        ("http://h/https", "https://h"),
+        ('{"conn_type": "jobmon", "host": "https://h/base", "schema": "https", "port": 0}', "https://h/base"),
+        ('{"conn_type": "jobmon", "host": "h", "schema": "", "port": ""}', "http://h"),
+    ],
+)
+def test_nothing_of_a_connection_in_the_environment_is_lost(
+    written: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_JM", written)
+    hook = JobmonHook("jm")
+    assert hook.server.settings.service_url == f"{url}/api/v3"
+    assert asyncio.run(JobmonHook("jm").aserver()).settings == hook.server.settings
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("jobmon://h/base", "the schema must be http or https; a path belongs to the host"),
+        ("jobmon://https://h/http", "the host says 'https' and the schema says 'http'"),
+        ("jobmon+https://h/http", "the schema says 'http' and the type says 'https'"),
+        ("jobmon+ftp://h", "got scheme 'ftp'"),
+        ("jobmon://:8070", "the host is missing"),
+        ("jobmon://:8070/https", "the host is missing"),
+        ("jobmon:///https", "the host is missing"),
+        ("jobmon://alice:pw@", "the host is missing"),
+        ('{"conn_type": "jobmon", "schema": "https"}', "the host is missing"),
+        ('{"conn_type": "jobmon", "host": "https://h/base", "schema": "http"}', "leave one of them out"),
+    ],
+)
+def test_what_contradicts_itself_in_the_environment_is_said_in_one_line(
+    written: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_JM", written)
+    with pytest.raises(ConfigError) as caught:
+        read_now("jm")
+    assert_one_error(caught.value, "connection 'jm': ", says)
 
 
 @pytest.mark.parametrize(
@@ -61,14 +126,15 @@ def test_the_address_is_put_together_from_host_schema_and_port(fields: dict[str,
         ({}, None),
         ({"login": "alice", "password": "pw"}, "Basic YWxpY2U6cHc="),
         ({"login": "alice"}, "Basic YWxpY2U6"),
+        ({"host": "http://alice:pw@h"}, "Basic YWxpY2U6cHc="),
         ({"password": "token"}, "Bearer token"),
     ],
 )
 def test_login_and_password_become_a_header(fields: dict[str, Any], header: str | None) -> None:
-    settings = server(**fields).settings
-    assert settings.headers.get("Authorization") == header
-    assert "pw" not in repr(settings)
-    assert "token" not in repr(settings)
+    found = server(**fields)
+    assert found.settings.headers.get("Authorization") == header
+    assert "pw" not in repr(found)
+    assert "token" not in repr(found)
 
 
 def test_the_extra_is_read_into_settings(tmp_path: Path) -> None:
@@ -119,9 +185,23 @@ def test_verify_takes_a_flag_or_a_path(value: Any, verify: bool) -> None:
     assert server({"verify": value}).settings.verify is verify
 
 
-def test_a_misspelt_key_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
-    server({"route_prefx": "/api/v2", "verify": True})
-    assert caplog.messages == ["connection 'jm': nothing reads route_prefx in its extra"]
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"requst_timeout": 5}, "'requst_timeout' in the extra; did you mean request_timeout?"),
+        (
+            {"Verify": False, "gui-url": "x"},
+            "'Verify', 'gui-url' in the extra; did you mean verify and gui_url?",
+        ),
+        ({"colour": "s3cret"}, "'colour' in the extra"),
+        ({"a\nb": "s3cret"}, "'a\\nb' in the extra"),
+    ],
+)
+def test_a_misspelt_key_is_pointed_out(
+    extra: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server({**extra, "verify": True}).unread == f"nothing reads {says}"
+    assert caplog.messages == [f"connection 'jm': nothing reads {says}"]
 
 
 @pytest.mark.parametrize(
@@ -160,11 +240,36 @@ def test_headers_may_come_as_text_from_a_form() -> None:
     [
         ({"host": None}, "the host is missing"),
         ({"host": "  "}, "the host is missing"),
-        ({"schema": "ftp"}, "got scheme 'ftp'"),
+        ({"host": "ftp://h"}, "got scheme 'ftp'"),
+        ({"schema": "ftp"}, "the schema must be http or https; a path belongs to the host"),
+        (
+            {"host": "https://h", "schema": "http"},
+            "the host says 'https' and the schema says 'http': leave one",
+        ),
+        (
+            {"host": "https://h/base", "schema": "other"},
+            "the schema must be http or https, as the host has a",
+        ),
+        ({"host": "http://h:81", "port": 82}, "the host says port 81 and the port 82: leave one of them out"),
+        ({"host": "h:0"}, "its port is 0"),
+        ({"port": -5}, "the port must be a number from 1 to 65535, not -5"),
+        ({"port": 70000}, "the port must be a number from 1 to 65535, not 70000"),
+        (
+            {"host": "https://u:pw@h", "login": "alice"},
+            "the host has a login in it, and the connection has one",
+        ),
+        (
+            {"extra": {"headers": {"authorization": "s3cret"}}},
+            "login and password, and headers in the extra, both say Authorization",
+        ),
+        ({"host": "u:s3cret://h", "schema": "https"}, "got scheme 'u'"),
+        # What is left of a password with a slash in it, which was not quoted.
+        ({"host": "u", "port": 12, "schema": "s3cret@h"}, "the schema must be http or https"),
+        ({"host": "https://u", "port": 12, "schema": "s3cret@h"}, "quote them in a password"),
         ({"host": "a b"}, "must look like"),
         ({"extra": "{not json"}, "the extra is not valid JSON"),
         ({"extra": "[1]"}, "the extra must be a JSON object"),
-        ({"extra": {"route_prefix": 3}}, "route_prefix in the extra must be text, not 3"),
+        ({"extra": {"route_prefix": 3}}, "route_prefix in the extra must be one line of text, not 3"),
         ({"extra": {"route_prefix": "/../x"}}, "is not a path such as"),
         ({"extra": {"request_timeout": "soon"}}, "request_timeout in the extra must be a number, not 'soon'"),
         ({"extra": {"request_timeout": 0}}, "request_timeout must be larger than 0"),
@@ -177,7 +282,7 @@ def test_headers_may_come_as_text_from_a_form() -> None:
         ({"extra": {"verify": "/no/such/bundle"}}, "names a CA bundle that does not exist"),
         ({"extra": {"client_cert": "/no/such/cert"}}, "client_cert in the extra names a file that does not"),
         ({"extra": {"client_key": __file__}}, "client_key in the extra is of no use without client_cert"),
-        ({"extra": {"verify": 3}}, "verify in the extra must be true, false or a path"),
+        ({"extra": {"verify": 3}}, "verify in the extra must be true, false or the path"),
         ({"extra": {"headers": ["s3cret"]}}, "headers in the extra must be a JSON object of one-line texts"),
         ({"extra": {"headers": "{s3cret"}}, "headers in the extra must be"),
         ({"extra": {"headers": {"X": "s3cret\r\nY: 1"}}}, "headers in the extra must be"),
@@ -191,7 +296,35 @@ def test_headers_may_come_as_text_from_a_form() -> None:
         ({"extra": {"retries_timeout": -(10**400)}}, "retries_timeout in the extra must be a number"),
         ({"extra": "[" * 5000}, "the extra is not valid JSON"),
         ({"extra": {"headers": "[" * 5000}}, "headers in the extra must be"),
-        ({"extra": {"verify": "x" * 5000}}, "names a CA bundle that does not exist"),
+        ({"extra": {"verify": "/x" * 5000}}, "names a CA bundle that does not exist"),
+        (
+            {"extra": {"verify": "maybe"}},
+            "verify in the extra must be true, false or the path of a CA bundle, not",
+        ),
+        ({"extra": {"retries_timeout": "-5"}}, "retries_timeout in the extra must be a number, at least 0"),
+        ({"extra": {"retries_attempts": -5}}, "retries_attempts in the extra must be a number, at least 0"),
+        (
+            {"extra": '{"request_timeout": NaN}'},
+            "request_timeout in the extra must be a number, at least 0 and",
+        ),
+        (
+            {"extra": {"request_timeout": "nan"}},
+            "request_timeout in the extra must be a number, at least 0 and",
+        ),
+        (
+            {"extra": {"request_timeout": 1e12}},
+            "request_timeout in the extra must be at most 31536000, not 1000000000000.0",
+        ),
+        (
+            {"extra": {"retries_attempts": 10**9}},
+            "retries_attempts in the extra must be at most 31536000, not",
+        ),
+        (
+            {"extra": {"workflow_run_heartbeat_interval": "1e99"}},
+            "workflow_run_heartbeat_interval in the extra",
+        ),
+        ({"extra": {"jobmon_python": "a\nb"}}, "jobmon_python in the extra must be one line of text"),
+        ({"extra": {"jobmon_python": True}}, "jobmon_python in the extra must be one line of text, not True"),
         ({"host": "http://u:s3cret℀@h"}, "its host or port cannot be read"),
         ({"host": "http://u:1#s3cret@h"}, "quote them in a password"),
         ({"password": "s3cret\n"}, "has a line break"),
@@ -231,6 +364,58 @@ def test_a_hook_without_connection_and_settings_says_so() -> None:
     assert "JOBMON__HTTP__SERVICE_URL" in str(caught.value)
     with pytest.raises(AirflowNotFoundException, match="connection 'nowhere' is not defined"):
         asyncio.run(JobmonHook("nowhere").get_async_conn())
+
+
+def read_now(conn_id: str) -> None:
+    _ = JobmonHook(conn_id).server
+
+
+def read_in_an_event_loop(conn_id: str) -> None:
+    asyncio.run(JobmonHook(conn_id).aserver())
+
+
+@pytest.mark.parametrize("read", [read_now, read_in_an_event_loop])
+@pytest.mark.parametrize(
+    ("conn_id", "settings", "says"),
+    [
+        ("jobmon_default", {}, "and instead of it: no Jobmon server is configured"),
+        (
+            "jobmon_default",
+            {"HTTP__SERVICE_URL": "http://h", "HTTP__REQUEST_TIMEOUT": "0"},
+            "request_timeout must",
+        ),
+        ("jobmon_default", {"CONFIG_FILE": "/no/such/file"}, "cannot be read"),
+        ("nowhere", {}, "stand in for 'jobmon_default' only"),
+        ("nowhere", {"HTTP__SERVICE_URL": "http://h"}, "stand in for 'jobmon_default' only"),
+    ],
+)
+def test_a_missing_connection_is_one_error_in_the_task_log_and_no_chain(
+    read: Callable[[str], None],
+    conn_id: str,
+    settings: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"JOBMON__{name}", value)
+    with pytest.raises(AirflowNotFoundException) as caught:
+        read(conn_id)
+    assert_one_error(caught.value, f"connection {conn_id!r} is not defined", says)
+
+
+def assert_one_error(error: BaseException, *says: str) -> None:
+    """Check that a traceback, as task logs show it, has no other error behind this one."""
+    shown = "".join(traceback.format_exception(error))
+    assert shown.count("Traceback (most recent call last)") == 1
+    assert all(part in shown.splitlines()[-1] for part in says)
+
+
+@pytest.mark.parametrize("extra", ["{", {"headers": "{"}, {"retries_timeout": "x"}, {"verify": 3}])
+def test_nor_has_a_malformed_one_a_chain(extra: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BAD", json.dumps({"conn_type": "jobmon", "host": "h", "extra": extra}))
+    with pytest.raises(ConfigError) as caught:
+        read_now("bad")
+    assert_one_error(caught.value, "connection 'bad'")
 
 
 def test_jobmons_own_settings_stand_in_for_the_default_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +486,123 @@ def test_test_connection_says_what_is_wrong(
     assert says in line
     assert f"GET {other.url}/api/v2/health" in line
     assert "s3cret" not in line
-    assert len(other.requests) == 1  # whoever pressed the button does not wait for retries
+    # Whoever pressed the button does not wait for retries.
+    assert len({request.path for request in other.requests}) == len(other.requests)
+
+
+def test_test_connection_says_which_prefix_answers_where_the_given_one_does_not(
+    connection: Callable[..., None], sandbox: JobmonSandbox
+) -> None:
+    connection(extra={"route_prefix": "/api/v9"}, password="s3cret")
+    good, line = JobmonHook().test_connection()
+    assert not good
+    assert line == (
+        f"{sandbox.url}/api/v9: Jobmon does not answer under /api/v9, but under /api/v3: set route_prefix to"
+        " /api/v3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "says"),
+    [
+        (
+            "/api/v3",
+            ["/api/v3", "/api/v2", "/api/v2"],
+            "under /api/v3, but under /api/v2: set route_prefix to /api/v2",
+        ),
+        (
+            "",
+            ["", "/api/v3", "/api/v3"],
+            "without a route prefix, but under /api/v3: set route_prefix to /api/v3",
+        ),
+        (
+            "/api/v3",
+            ["/api/v3", "/api/v2", "", ""],
+            'under /api/v3, but without a route prefix: set route_prefix to "" (an empty text)',
+        ),
+    ],
+)
+@pytest.mark.parametrize("base", ["", "/base"])
+@pytest.mark.parametrize("wrong", [404, 302, 403, 200], ids=str)
+def test_it_says_so_whatever_answers_in_the_wrong_place(
+    connection: Callable[..., None],
+    stub: Callable[..., StubServer],
+    given: str,
+    asked: list[str],
+    says: str,
+    base: str,
+    wrong: int,
+) -> None:
+    elsewhere = Reply(wrong, b"<p>", (("Location", "http://elsewhere"),))
+    server = stub(*[elsewhere] * (len(asked) - 2), {"status": "OK"}, {"status": "v2"})
+    connection(server.url + base, extra={"route_prefix": given})
+    line = f"{server.url}{base}{given}: Jobmon does not answer {says}"
+    assert JobmonHook().test_connection() == (False, line)
+    routes = ["/health"] * (len(asked) - 1) + ["/api_version"]
+    paths = [request.path.partition("?")[0] for request in server.requests]
+    assert paths == [f"{base}{prefix}{route}" for prefix, route in zip(asked, routes, strict=True)]
+
+
+def test_test_connection_says_that_the_port_is_plain_http_and_sends_it_no_credentials(
+    connection: Callable[..., None], stub: Callable[..., StubServer]
+) -> None:
+    plain = stub({"status": "OK"})
+    url = plain.url.replace("http", "https")
+    connection(url, password="s3cret")
+    assert JobmonHook().test_connection() == (
+        False,
+        f"{url}/api/v2: the server speaks plain http on this port: set the schema to http",
+    )
+    assert [request.headers.get("Authorization") for request in plain.requests] == [None]
+
+
+def test_test_connection_says_that_the_port_is_tls(
+    connection: Callable[..., None], stub: Callable[..., StubServer]
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    server = stub({"status": "OK"}, tls=tls)
+    url = server.url.replace("https", "http")
+    connection(url, password="s3cret")
+    assert JobmonHook().test_connection() == (
+        False,
+        f"{url}/api/v2: the server speaks TLS on this port: set the schema to https",
+    )
+    assert not server.requests  # its certificate is not trusted
+
+
+def test_a_name_in_the_extra_that_nothing_reads_is_in_the_answer_whether_the_server_answers_or_not(
+    connection: Callable[..., None], sandbox: JobmonSandbox
+) -> None:
+    misspelt = "; nothing reads 'requst_timeout' in the extra; did you mean request_timeout?"
+    connection(extra={"requst_timeout": 5})
+    well, line = JobmonHook().test_connection()
+    assert well
+    assert line == f"Jobmon answers at {sandbox.url}/api/v2, API v2{misspelt}"
+    connection("http://127.0.0.1:9", extra={"requst_timeout": 5})
+    well, line = JobmonHook().test_connection()
+    assert not well
+    assert line.endswith(misspelt)
+
+
+def test_test_connection_of_a_host_that_is_not_known_says_so(connection: Callable[..., None]) -> None:
+    connection("http://jobmon..example")
+    good, line = JobmonHook().test_connection()
+    assert not good
+    assert (
+        "host 'jobmon..example' is not known (it cannot be a name); check the host of the connection" in line
+    )
+
+
+def test_what_a_proxy_replies_says_nothing_about_the_servers_port(
+    connection: Callable[..., None], stub: Callable[..., StubServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", stub(Reply(502, b"no")).url)
+    monkeypatch.setenv("HTTP_PROXY", stub({"status": "OK"}).url)
+    connection("https://jobmon.example")
+    good, line = JobmonHook().test_connection()
+    assert not good
+    assert "plain http" not in line
 
 
 def test_test_connection_of_a_malformed_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +625,33 @@ def test_no_secret_is_logged(
     assert caplog.records
     for secret in ("s3cret", "k3y", "YWxpY2U6czNjcmV0"):
         assert secret not in caplog.text
+
+
+def test_the_form_begins_with_what_nearly_every_user_gives() -> None:
+    assert list(form_fields())[:2] == list(EXTRA)[:2] == ["gui_url", "jobmon_python"]
+    assert list(JobmonHook.get_connection_form_widgets())[:2] == ["gui_url", "jobmon_python"]
+
+
+def test_no_placeholder_of_the_form_looks_like_a_value_that_is_filled_in() -> None:
+    assert set(FORM_BEHAVIOUR["placeholders"]) == {"host"}
+
+
+def test_no_field_of_the_form_holds_two_types_and_none_is_a_box_to_tick_that_would_show_what_is_not_so() -> (
+    None
+):
+    for name, field in form_fields().items():
+        (kind, null) = field["schema"]["type"]
+        assert (null, name) == ("null", name)
+        assert kind != "boolean"
+    assert form_fields()["verify"]["schema"]["examples"] == ["true", "false"]
+
+
+def test_the_form_refuses_the_numbers_that_the_reader_refuses() -> None:
+    for name, field in form_fields().items():
+        if field["schema"]["type"][0] in ("number", "integer"):
+            for bad in (field["schema"]["minimum"] - 1, field["schema"]["maximum"] + 1):
+                with pytest.raises(ConfigError, match=f"{name} in the extra must be"):
+                    server({name: bad})
 
 
 def test_the_hook_gives_the_form_to_airflow_before_3_3() -> None:

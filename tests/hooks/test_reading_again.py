@@ -14,11 +14,13 @@ from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_jobmon_provider.client import async_renewing, renewing
+from airflow_jobmon_provider.client import requester as requester_module
 from airflow_jobmon_provider.client.async_requester import AsyncRequester
 from airflow_jobmon_provider.client.conversations import Ask, Conversation
 from airflow_jobmon_provider.client.exceptions import (
     CertificateNotTrusted,
     ConfigError,
+    HostUnknown,
     JobmonError,
     NotAuthorized,
     ServerFailure,
@@ -74,6 +76,33 @@ def deferred(hook: JobmonHook, between: list[Callable[[], None]]) -> list[str]:
 
 
 both = pytest.mark.parametrize("ask", [blocking, deferred])
+
+
+# --- a host that does not exist -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connected", [False, True], ids=["before its transport", "after its transport"])
+def test_a_host_with_ids_from_earlier_was_there_so_that_an_unknown_name_is_an_outage(
+    connection: Callable[..., None], monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    monkeypatch.setattr(requester_module, "_UNKNOWN_FOR", 1e-6)
+    connection("http://jobmon..example")  # whatever name servers there are, none is asked for such a name
+
+    def failures(hook: JobmonHook) -> list[type[JobmonError]]:
+        seen = []
+        for _ in range(3):
+            with pytest.raises(JobmonError, match="is not known") as caught:
+                hook.ask(routes.peek_status(7))
+            seen.append(caught.type)
+        return seen
+
+    assert failures(JobmonHook()) == [ServerUnreachable, HostUnknown, HostUnknown]
+    hook = JobmonHook()
+    if connected:
+        hook.get_conn()
+    hook.check_server(None)
+    hook.check_server("http://jobmon..example/api/v2")
+    assert failures(hook) == [ServerUnreachable] * 3
 
 
 # --- credentials --------------------------------------------------------------------------------------------

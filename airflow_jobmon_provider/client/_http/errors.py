@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 import requests
 
+from airflow_jobmon_provider.client._http import lookups
 from airflow_jobmon_provider.client.exceptions import (
     CertificateNotTrusted,
+    HostUnknown,
     InvalidRequest,
     InvalidResponse,
     JobmonError,
@@ -53,6 +55,11 @@ class Failure:
     cause: BaseException
     connected: bool
     timed_out: bool
+
+    @property
+    def host_is_not_known(self) -> bool:
+        """Whether no name server knows the host (or the proxy that the request was to go through)."""
+        return lookups.is_not_known(self.cause)
 
 
 def of_requests(error: BaseException, handled: BaseException | None) -> Failure:
@@ -113,40 +120,36 @@ def reason_of(error: BaseException) -> str:
     return strerror or str(error) or type(error).__name__
 
 
-def unreachable(
-    verb: str, url: str, reason: str, *, connected: bool, proxy: str | None = None
-) -> ServerUnreachable:
-    """Return the error for a request that got no reply.
-
-    :param reason: what the transport's library says.
-    :param connected: whether there was a connection, so that the server may have seen the request.
-    :param proxy: address of the proxy that it went through, without credentials. Default: none.
-    """
-    hint = "" if connected else "; is the server up, and are host and port right?"
-    way = f" (through the environment's proxy {proxy})" if proxy else ""
-    return ServerUnreachable(f"{verb.upper()} {url}{way}: {excerpt(reason)}{hint}", processed=connected)
-
-
 def not_answered(
-    verb: str, url: str, failure: Failure, *, limit: float, proxy: str | None = None
-) -> CertificateNotTrusted | ServerUnreachable:
+    verb: str, url: str, failure: Failure, *, limit: float, proxy: str | None = None, final: bool = False
+) -> CertificateNotTrusted | HostUnknown | ServerUnreachable:
     """Return what it means that a request came to nothing.
 
     :param failure: what the HTTP library says.
     :param limit: seconds that the request had.
-    :param proxy: see ``unreachable``.
+    :param proxy: address of the proxy that it went through, without credentials. Default: none.
+    :param final: the host is not known, and that is no outage. Default False.
     """
     cause, connected = failure.cause, failure.connected
     code = None if failure.timed_out else getattr(cause, "verify_code", None)  # of SSLCertVerificationError
     if code is None:
         late = f"no {'reply' if connected else 'connection'} within {limit:g} s"
         reason = late if failure.timed_out else reason_of(cause)
-        return unreachable(verb, url, reason, connected=connected, proxy=proxy)
+        way = f" (through the environment's proxy {proxy})" if proxy else ""
+        line = f"{verb.upper()} {url}{way}: {excerpt(reason)}{_hint(failure, proxy)}"
+        return HostUnknown(line) if final else ServerUnreachable(line, processed=connected)
     advice = _ADVICE.get(
         code, "if it is the right server, set verify in the connection's extra to the path of its CA bundle"
     )
     reason = excerpt(getattr(cause, "verify_message", "")).rstrip(".")
     return CertificateNotTrusted(f"{verb.upper()} {url}: certificate verify failed: {reason}; {advice}")
+
+
+def _hint(failure: Failure, proxy: str | None) -> str:
+    """Return what the user can do about a request that got no reply, to be put behind the reason."""
+    if failure.host_is_not_known:
+        return "; check HTTP_PROXY and HTTPS_PROXY" if proxy else "; check the host of the connection"
+    return "" if failure.connected else "; is the server up, and are host and port right?"
 
 
 def translate(error: Exception) -> JobmonError | None:

@@ -20,8 +20,15 @@ from weakref import WeakKeyDictionary
 AddressInfo = tuple[int, int, int, str, Any]
 """One of what ``getaddrinfo`` returns: family, type, protocol, canonical name, address."""
 
+_NOT_KNOWN = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
 _KEPT = 10.0  # seconds for which a result is good, as with aiohttp
 _KEPT_FAILURE = 3.0  # the same of a failure: many ask, and each of them again and again
+
+
+def is_not_known(error: BaseException) -> bool:
+    """Whether a look-up found that there is no such host; ``EAI_AGAIN`` says that it found nothing out."""
+    return isinstance(error, socket.gaierror) and error.errno in _NOT_KNOWN
 
 
 def find(host: str, port: int, timeout: float) -> list[AddressInfo]:
@@ -121,18 +128,18 @@ def _start(host: str, port: int, answer: Callable[[list[AddressInfo] | OSError],
     def look_up() -> None:
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found: list[AddressInfo] | OSError = [*infos] or _none("the host has no address")
+            found: list[AddressInfo] | OSError = [*infos] or _unknown(host, "it has no address")
         except OSError as error:
-            found = error
+            found = _unknown(host, error.strerror) if is_not_known(error) else error
         except UnicodeError:  # an empty label, or one that is too long
-            found = _none("not the name of a host")
+            found = _unknown(host, "it cannot be a name")
         answer(found)
 
     threading.Thread(target=look_up, name=f"look-up of {host}", daemon=True).start()
 
 
-def _none(reason: str) -> socket.gaierror:
-    return socket.gaierror(socket.EAI_NONAME, reason)
+def _unknown(host: str, reason: str | None) -> socket.gaierror:
+    return socket.gaierror(socket.EAI_NONAME, f"host {host!r} is not known ({reason})")
 
 
 def _result(found: list[AddressInfo] | OSError) -> list[AddressInfo]:
