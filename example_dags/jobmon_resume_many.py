@@ -1,8 +1,8 @@
 """Resume many Jobmon workflows at once and create the next run of each, as dynamically mapped tasks.
 
 Trigger it with their ids: ``{"workflow_ids": [123, 124, 125]}``. A workflow that is DONE already passes, and
-the others go on. It is not skipped: after mapped tasks of which one is skipped, Airflow skips what comes next.
-In Airflow's UI, each mapped task is named after its workflow.
+the others go on. It is not skipped: where one of several mapped tasks is skipped, Airflow skips what comes
+after all of them. In Airflow's UI, each mapped task is named after its workflow.
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ class JobmonHook(BaseHook):
 
         run = positive_id("workflow_run_id", workflow_run_id)
         status = self.ask(abort(run))
-        self.log.info("Workflow run %d is %s: %s", run, status, status.meaning)
+        self.log.info("workflow run %d is %s: %s", run, status, status.meaning)
         return status
 
     def ask(self, call: Call[T], *, tenacious: bool = True) -> T:

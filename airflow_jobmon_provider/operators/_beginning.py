@@ -19,7 +19,7 @@ from airflow_jobmon_provider.client.conversations import (
     make_ready,
     stop_run,
 )
-from airflow_jobmon_provider.client.exceptions import WorkflowNotResumable, WorkflowRunNotFound
+from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
@@ -94,6 +94,9 @@ class Beginning:
         timeout = self._left()
         checking = check_server_version(None, Retries(timeout, math.inf), time.monotonic)
         self._attempt.converse(self._hook, in_time(checking, timeout, time.monotonic))
+        details = self._look_at_the_workflow()
+        if details is not None and details.status == WorkflowStatus.DONE:
+            return None  # asked for, as each run that the server refuses stays among the workflow's runs
         creating = create_run(
             self._workflow_id,
             user=_user(self._log),
@@ -102,19 +105,9 @@ class Beginning:
             perhaps_lost=self._memory.is_retry,  # by a try that died before its run was known
             clock=time.monotonic,
         )
-        try:
-            run = self._attempt.converse(self._hook, creating).workflow_run_id
-        except WorkflowNotResumable as error:
-            # The server's words do not tell why it refuses (docs/protocol.md, "Creating a run").
-            if type(error) is not WorkflowNotResumable or not self._is_done():
-                raise
-            return None
+        run = self._attempt.converse(self._hook, creating).workflow_run_id
         self._log.info("created workflow run %d of workflow %d", run, self._workflow_id)
         return run
-
-    def _is_done(self) -> bool:
-        details = self._look_at_the_workflow()
-        return details is not None and details.status == WorkflowStatus.DONE
 
     def _go_on_with_an_earlier_one(self) -> tuple[int, float, RunStatus] | None:
         """Return the run to go on with, when it was created, and its status; None: create a new one.
@@ -149,6 +142,7 @@ class Beginning:
         run = earlier.workflow_run_id
         self._attempt.push("workflow_run_id", run)  # should this try come to nothing
         self._attempt.earlier = self._own_run(run, earlier.created_at)
+        self._hook.check_server(self._memory.server)  # an earlier try has reached it: no name is misspelt
         looking = ask_until(routes.peek_status(run), self._left(), time.monotonic)
         try:
             status = self._attempt.converse(self._hook, looking)

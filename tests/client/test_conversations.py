@@ -346,7 +346,7 @@ def test_a_run_that_nobody_takes_is_aborted_to_the_second() -> None:
     assert end.status is RunStatus.ABORTED
     assert run.status == "A"
     assert sim.now - 1000 == pytest.approx(3600)
-    assert "no executor took it after 3600 s" in end.message
+    assert "no executor took workflow run 5 within 3600 s (handoff_timeout)" in end.message
 
 
 def test_an_executor_that_comes_at_the_last_moment_keeps_the_run() -> None:

@@ -252,7 +252,7 @@ def test_a_killed_executor_is_left_to_the_reaper(
     wait_until(reaped, window + 20, "Jobmon's reaper to end the run")
     task.wait()
     assert isinstance(task.error, AirflowException)
-    assert "The executor was killed by SIGKILL" in str(task.error)
+    assert "the executor was killed by SIGKILL" in str(task.error)
     beats = [
         request
         for request in sandbox.requests(f"/workflow_run/{run}/log_heartbeat")

@@ -135,7 +135,7 @@ def test_how_our_executor_ended_is_no_reason_for_another_ones_failure(
     watched.wait()
     assert isinstance(watched.error, AirflowException)
     assert "ended ERROR (E)" in str(watched.error)
-    assert "The executor" not in str(watched.error)
+    assert "the executor" not in str(watched.error)
 
 
 @pytest.mark.parametrize("status", ["B", "I", "O", "R"])
@@ -163,14 +163,14 @@ def test_an_executor_that_dies_after_it_has_taken_the_run_has_it_ended(
     watched.wait()
     assert watched.status == "E"
     assert "ended ERROR (E)" in str(watched.error)
-    assert "The executor was killed by SIGKILL" in str(watched.error)
+    assert "the executor was killed by SIGKILL" in str(watched.error)
 
 
 def test_an_executor_that_dies_before_anything_has_its_run_aborted(task: Callable[[str], Task]) -> None:
     watched = task("sys.exit(6)")
     watched.wait()
     assert watched.status == "A"
-    assert "The executor ended with exit code 6; it has written nothing" in str(watched.error)
+    assert "the executor ended with exit code 6; it has written nothing" in str(watched.error)
 
 
 def test_an_outage_at_the_executors_death_is_outlived_and_nothing_goes_on_meanwhile(

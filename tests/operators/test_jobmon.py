@@ -187,7 +187,7 @@ def test_a_forced_clean_up_on_a_server_without_it_changes_nothing(
 def test_a_deferral_carries_plain_values_and_no_secret(sandbox: JobmonSandbox) -> None:
     workflow_id = sandbox.make_workflow_in("R").workflow_id
     with pytest.raises(TaskDeferred) as deferred:
-        resume(workflow_id, deferrable=True, resume_timeout=100).execute({})
+        resume(workflow_id, deferrable=True, resume_timeout=100).execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
     trigger = deferred.value.trigger
     assert isinstance(trigger, WorkflowResumableTrigger)
     assert trigger.workflow_id == workflow_id
@@ -373,11 +373,14 @@ def test_a_run_that_no_executor_takes_is_aborted(sandbox: JobmonSandbox, deferra
 def test_a_run_that_waits_for_an_executor_tells_the_command_that_executes_it(
     sandbox: JobmonSandbox, logged: Callable[[], str], waits: bool
 ) -> None:
-    workflow_id = sandbox.make_workflow_in("E").workflow_id
+    workflow = sandbox.make_workflow_in("E")
+    workflow_id = workflow.workflow_id
+    workflow.release()
+    run_task(resume(workflow_id))
     task = create(workflow_id, deferrable=True, wait_for_completion=waits)
     with pytest.raises(TaskDeferred) if waits else contextlib.nullcontext():
         task.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
-    (command,) = [line for line in logged().splitlines() if "executor.py --" in line]
+    (command,) = re.findall(r"JOBMON__HTTP__SERVICE_URL=.*--cluster-name=CLUSTER", logged())
     command = command.replace(" python ", f" {shlex.quote(str(sandbox.python))} ").replace(
         "CLUSTER", "multiprocess"
     )

@@ -346,7 +346,7 @@ def test_a_blocking_retry_gives_the_hand_off_no_more_time_than_is_left(sandbox: 
     tries = Tries()
     workflow_id, run = died_after_creating(sandbox, tries)
     tries.kept[KEY]["created_at"] -= 100
-    with pytest.raises(AirflowException, match="no executor took it"):
+    with pytest.raises(AirflowException, match="no executor took workflow run"):
         create(workflow_id, handoff_timeout=50).execute(tries.next())
     assert last_run(sandbox, workflow_id) == (run, "A")
 
@@ -354,7 +354,7 @@ def test_a_blocking_retry_gives_the_hand_off_no_more_time_than_is_left(sandbox: 
 def test_a_retry_after_a_hand_off_that_never_came_creates_another_run(sandbox: JobmonSandbox) -> None:
     tries = Tries()
     workflow_id = sandbox.make_workflow_in("E").workflow_id
-    with pytest.raises(AirflowException, match="no executor took it"):
+    with pytest.raises(AirflowException, match="no executor took workflow run"):
         create(workflow_id, handoff_timeout=0.5).execute(tries.next())
     run = last_run(sandbox, workflow_id)[0]
     assert retried(workflow_id, tries.next()) > run
