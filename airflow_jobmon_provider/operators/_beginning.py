@@ -19,7 +19,7 @@ from airflow_jobmon_provider.client.conversations import (
     make_ready,
     stop_run,
 )
-from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
+from airflow_jobmon_provider.client.exceptions import InvalidRequest, WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
@@ -91,12 +91,10 @@ class Beginning:
 
     def _create(self, good_for: float) -> int | None:
         """Create a run and return its id; None: the workflow is DONE."""
-        timeout = self._left()
-        checking = check_server_version(None, Retries(timeout, math.inf), time.monotonic)
-        self._attempt.converse(self._hook, in_time(checking, timeout, time.monotonic))
-        details = self._look_at_the_workflow()
-        if details is not None and details.status == WorkflowStatus.DONE:
-            return None  # asked for, as each run that the server refuses stays among the workflow's runs
+        if (
+            self._is_done()
+        ):  # asked first, as each run that the server refuses stays among the workflow's runs
+            return None
         creating = create_run(
             self._workflow_id,
             user=_user(self._log),
@@ -108,6 +106,17 @@ class Beginning:
         run = self._attempt.converse(self._hook, creating).workflow_run_id
         self._log.info("created workflow run %d of workflow %d", run, self._workflow_id)
         return run
+
+    def _is_done(self) -> bool:
+        """Whether the workflow is DONE, on a server that is not too old for this provider."""
+        try:
+            details = self._look_at_the_workflow()
+        except InvalidRequest:
+            details = None  # before 3.4 there was no such route; what else it means, the next request says
+        timeout = self._left()
+        checking = check_server_version(details, Retries(timeout, math.inf), time.monotonic)
+        self._attempt.converse(self._hook, in_time(checking, timeout, time.monotonic))
+        return details is not None and details.status == WorkflowStatus.DONE
 
     def _go_on_with_an_earlier_one(self) -> tuple[int, float, RunStatus] | None:
         """Return the run to go on with, when it was created, and its status; None: create a new one.

@@ -23,6 +23,8 @@ from tests.stub_server import Reply, StubServer
 
 pytestmark = pytest.mark.usefixtures("connection")
 
+DETAILS = [{"wf_status": "F", "wf_name": "w", "wf_created_date": "2026-11-25T01:02:03"}]
+
 ENDED = ["failed", "success", "skipped", "removed", "upstream_failed", "restarting"]
 GOES_ON = ["running", "queued", "scheduled", "up_for_retry", "deferred", None]
 
@@ -359,7 +361,7 @@ def test_only_a_status_that_justifies_it_ends_the_executor(
     fate: str,
 ) -> None:
     monkeypatch.setattr("airflow_jobmon_provider.operators._attempt.ON_KILL_TIMEOUT", 0.2)
-    server = stub({"status": "v2"}, [], {"workflow_run_id": 5, "status": "L"}, reply)
+    server = stub(DETAILS, {"workflow_run_id": 5, "status": "L"}, reply)
     connection(server.url, extra={"route_prefix": ""})
     task = create(7, wait_for_completion=False, cancel_on_kill=cancel)
     run_task(task, TaskInstance(in_airflow={-1: state}))
@@ -378,7 +380,7 @@ def test_a_time_out_amid_an_outage_lets_the_executor_go_on(
     cancel: bool,
 ) -> None:
     monkeypatch.setattr("airflow_jobmon_provider.operators._attempt.ON_KILL_TIMEOUT", 0.2)
-    server = stub({"status": "v2"}, [], {"workflow_run_id": 5, "status": "L"}, Reply(503, b"down"))
+    server = stub(DETAILS, {"workflow_run_id": 5, "status": "L"}, Reply(503, b"down"))
     connection(server.url, extra={"route_prefix": ""})
     task = create(7, cancel_on_kill=cancel)
     executor: Any = Executor()
