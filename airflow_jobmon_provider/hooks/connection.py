@@ -22,7 +22,7 @@ from airflow_jobmon_provider.client.settings import (
     join_prefix,
     split_address,
 )
-from airflow_jobmon_provider.client.validation import seconds, whole
+from airflow_jobmon_provider.client.validation import number, whole
 from airflow_jobmon_provider.hooks.fields import EXTRA, Kind
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _number(name: str, value: Any) -> float:
             value = convert(value)
         except ValueError:
             raise ConfigError(f"{name} must be a number, not {shown(value)}") from None
-    return seconds(name, value)
+    return number(name, value)
 
 
 def _integer(name: str, value: Any) -> int:
