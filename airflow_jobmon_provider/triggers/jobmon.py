@@ -176,7 +176,9 @@ class WorkflowResumableTrigger(_JobmonTrigger):
     :param server: address of the server on which the workflow lives (``Settings.service_url``). Where the
         connection names another, the trigger ends with an error. Default: not known, whatever it names is
         taken for it.
-    :raises ValueError: the id is no positive integer, or the deadline no number.
+    :param poll_interval: longest pause in seconds between two looks. Default: 10, which it reaches after five
+        minutes.
+    :raises ValueError: the id is no positive integer, or the deadline or the interval no number.
     """
 
     def __init__(
@@ -187,12 +189,16 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         deadline: float | None = None,
         reset_running_jobs: bool | None = None,
         server: str | None = None,
+        poll_interval: float | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id, server)
         self.reset_running_jobs = reset_running_jobs
         self.workflow_id = positive_id("workflow_id", workflow_id)
         self.force_cleanup = force_cleanup
         self.deadline = None if deadline is None else seconds("deadline", deadline)
+        self.poll_interval = (
+            None if poll_interval is None else seconds("poll_interval", poll_interval, above=0)
+        )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments: plain values, no secrets."""
@@ -205,6 +211,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
                 "deadline": self.deadline,
                 "reset_running_jobs": self.reset_running_jobs,
                 "server": self.server,
+                "poll_interval": self.poll_interval,
             },
         )
 
@@ -221,6 +228,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
             clock=time.monotonic,
             at_rest=True,
             signal=None if signal is None else routes.set_resume(self.workflow_id, signal),
+            longest=self.poll_interval,
         )
         try:
             await requester.converse(waiting, log=self.logger())

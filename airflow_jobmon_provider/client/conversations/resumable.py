@@ -35,6 +35,7 @@ def wait_until_resumable(
     uniform: Uniform = random.uniform,
     at_rest: bool = False,
     signal: Call[None] | None = None,
+    longest: float | None = None,
 ) -> Conversation[WorkflowDetails | None]:
     """Return once the workflow is resumable.
 
@@ -49,6 +50,7 @@ def wait_until_resumable(
     :param signal: the workflow's active run was told to stop while it may have been in a status that takes no
         signal (LINKING, INSTANTIATED, LAUNCHED): send this again until it is in one that does. Default: no
         signal.
+    :param longest: longest pause in seconds between two checks. Default: ``LONGEST_RESUME_PAUSE``.
     :returns: the workflow's details as of the check that said yes, with ``at_rest``; else None. None also for
         a workflow without runs.
     :raises ResumeTimeout: the time is over.
@@ -58,12 +60,12 @@ def wait_until_resumable(
     """
     outage = Outage(f"workflow {workflow_id}", clock, tries_on=timeout > 0)
     looks = _Looks(workflow_id, outage, force_cleanup, at_rest, signal)
-    waiting = _wait_until_resumable(looks, timeout, clock, uniform)
+    waiting = _wait_until_resumable(looks, timeout, clock, uniform, longest or pacing.LONGEST_RESUME_PAUSE)
     return (yield from in_time(waiting, timeout, clock) if timeout > 0 else waiting)
 
 
 def _wait_until_resumable(
-    looks: _Looks, timeout: float, clock: Clock, uniform: Uniform
+    looks: _Looks, timeout: float, clock: Clock, uniform: Uniform, longest: float
 ) -> Conversation[WorkflowDetails | None]:
     started = clock()
     while True:
@@ -75,9 +77,9 @@ def _wait_until_resumable(
         elapsed = clock() - started
         if elapsed >= timeout:
             raise looks.problem(elapsed)
-        wanted = pacing.resume_pause(elapsed, uniform)
+        wanted = pacing.resume_pause(elapsed, uniform, longest)
         if looks.outage.error is not None:
-            wanted = looks.outage.pause(pacing.LONGEST_OUTAGE_PAUSE, uniform)
+            wanted = looks.outage.pause(min(longest, pacing.LONGEST_OUTAGE_PAUSE), uniform)
         yield Pause(max(min(wanted, timeout - elapsed), _SHORTEST_PAUSE))
 
 
