@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from airflow_jobmon_provider.client.validation import seconds
+from airflow_jobmon_provider.client.validation import number
 
 _WHY_LATE = "every heartbeat would come too late"
 
@@ -23,8 +23,8 @@ class Heartbeat:
     buffer: float = 3.1
 
     def __post_init__(self) -> None:
-        seconds("heartbeat_interval", self.interval)
-        seconds("report_by_buffer", self.buffer)
+        number("heartbeat_interval", self.interval)
+        number("report_by_buffer", self.buffer)
 
     @property
     def good_for(self) -> float:
@@ -49,9 +49,9 @@ def check_heartbeat(interval: float | None, buffer: float | None) -> None:
     :raises ValueError: the interval is not above 0, or the buffer not above 1.
     """
     if interval is not None:
-        seconds("workflow_run_heartbeat_interval", interval, above=0, why=_WHY_LATE)
+        number("workflow_run_heartbeat_interval", interval, above=0, why=_WHY_LATE)
     if buffer is not None:
-        seconds("heartbeat_report_by_buffer", buffer, above=1, why=_WHY_LATE)
+        number("heartbeat_report_by_buffer", buffer, above=1, why=_WHY_LATE)
 
 
 def heartbeat_of(default: Heartbeat, interval: float | None, buffer: float | None) -> Heartbeat:

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.redaction import Secrets, shown
-from airflow_jobmon_provider.client.validation import seconds, whole
+from airflow_jobmon_provider.client.validation import number, whole
 
 DEFAULT_ROUTE_PREFIX = "/api/v3"
 DEFAULT_RETRIES_TIMEOUT = 300
@@ -69,8 +69,8 @@ class Settings:
         :raises ConfigError: it is not a valid http(s) address.
         :raises ValueError: a number is out of range.
         """
-        seconds("retries_timeout", self.retries_timeout)
-        seconds("request_timeout", self.request_timeout, above=0)
+        number("retries_timeout", self.retries_timeout)
+        number("request_timeout", self.request_timeout, above=0)
         whole("retries_attempts", self.retries_attempts)
         url = split_address(self.service_url)
         headers = dict(self.headers)
@@ -281,9 +281,9 @@ class _JobmonSettings:
         if value is None:
             return default
         try:
-            number = seconds(where, float(value))
+            found = number(where, float(value))
         except (TypeError, ValueError, OverflowError):
             raise ConfigError(
                 f"{where} must be a number, at least 0 and finite, not {shown(value)}"
             ) from None
-        return int(number) if number.is_integer() else number
+        return int(found) if found.is_integer() else found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
 from airflow_jobmon_provider.client.redaction import shown
@@ -29,23 +30,40 @@ def positive_id(name: str, value: Any) -> int:
 
 
 def seconds(name: str, value: Any, *, above: float | None = None, why: str = "") -> float:
-    """Return a number of seconds (or a factor of them), at least 0 and finite.
+    """Return a span of time in seconds, at least 0 and finite.
+
+    :param name: the parameter's name, for the message.
+    :param value: an int or a float, in seconds, or a ``timedelta``.
+    :param above: the seconds must be more than this. Default: 0 is allowed, as in Jobmon.
+    :param why: what would happen otherwise, for the message.
+    :raises ValueError: it is negative, NaN, infinite, neither a number nor a ``timedelta``, or too small.
+    """
+    given = value.total_seconds() if isinstance(value, timedelta) else value
+    return _in_range(name, value, given, "a number of seconds or a timedelta", above, why)
+
+
+def number(name: str, value: Any, *, above: float | None = None, why: str = "") -> float:
+    """Return a number, at least 0 and finite: a factor, or seconds where no ``timedelta`` can be meant.
 
     :param name: the parameter's name, for the message.
     :param value: an int or a float.
-    :param above: the value must be larger than this. Default: 0 is allowed, as in Jobmon.
+    :param above: the value must be larger than this. Default: 0 is allowed.
     :param why: what would happen otherwise, for the message.
     :raises ValueError: it is negative, NaN, infinite, no number or too small.
     """
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return _in_range(name, value, value, "a number", above, why)
+
+
+def _in_range(name: str, value: Any, given: Any, kind: str, above: float | None, why: str) -> float:
+    numeric = isinstance(given, (int, float)) and not isinstance(given, bool)
     # In this order: no float holds an integer of hundreds of digits.
-    if not numeric or not 0 <= value <= _LARGEST_NUMBER or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number, at least 0 and finite, not {shown(value)}")
-    if above is not None and value <= above:
+    if not numeric or not 0 <= given <= _LARGEST_NUMBER or not math.isfinite(given):
+        raise ValueError(f"{name} must be {kind}, at least 0 and finite, not {shown(value)}")
+    if above is not None and given <= above:
         raise ValueError(
             f"{name} must be larger than {above:g}, not {shown(value)}" + (f": {why}" if why else "")
         )
-    return value  # type: ignore[no-any-return]  # an int stays an int: Jobmon's users print it
+    return given  # type: ignore[no-any-return]  # an int stays an int: Jobmon's users print it
 
 
 def whole(name: str, value: Any) -> int:

@@ -38,7 +38,7 @@ from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_TIMEOUT,
     heartbeat_defaults,
 )
-from airflow_jobmon_provider.client.validation import positive_id, seconds
+from airflow_jobmon_provider.client.validation import number, positive_id
 
 __all__ = ["WorkflowRun", "WorkflowRunFactory", "logger"]
 
@@ -83,7 +83,7 @@ class WorkflowRunFactory:
         :raises RouteNotSupported: the server cannot force a clean-up; nothing was changed.
         :raises ServerUnreachable, ServerFailure: the server did not answer, also not in the end.
         """
-        end = time.monotonic() + seconds("resume_timeout", resume_timeout)
+        end = time.monotonic() + number("resume_timeout", resume_timeout)
         self._signal(reset_running_jobs, force_cleanup, resume_timeout)
         left = max(end - time.monotonic(), _LAST_INSTANT) if resume_timeout > 0 else 0
         self.wait_for_workflow_resume(left, force_cleanup)
@@ -138,7 +138,7 @@ class WorkflowRunFactory:
         :raises RouteNotSupported: the server cannot force a clean-up.
         :raises ServerUnreachable, ServerFailure: the server did not answer, also not in the end.
         """
-        seconds("resume_timeout", resume_timeout)
+        number("resume_timeout", resume_timeout)
         if self.workflow_is_resumable:
             return
         waiting = wait_until_resumable(
@@ -263,10 +263,10 @@ class WorkflowRun:
         default = heartbeat_defaults()
         self.heartbeat_interval, self.heartbeat_report_by_buffer = default.interval, default.buffer
         if workflow_run_heartbeat_interval is not None:
-            given = seconds("workflow_run_heartbeat_interval", workflow_run_heartbeat_interval)
+            given = number("workflow_run_heartbeat_interval", workflow_run_heartbeat_interval)
             self.heartbeat_interval = given
         if heartbeat_report_by_buffer is not None:
-            given = seconds("heartbeat_report_by_buffer", heartbeat_report_by_buffer)
+            given = number("heartbeat_report_by_buffer", heartbeat_report_by_buffer)
             self.heartbeat_report_by_buffer = given
         self._workflow_run_id: int | None = None
         self._status: str | None = None

@@ -24,7 +24,7 @@ from airflow_jobmon_provider.client.settings import (
     join_prefix,
     split_address,
 )
-from airflow_jobmon_provider.client.validation import seconds, whole
+from airflow_jobmon_provider.client.validation import number, whole
 from airflow_jobmon_provider.hooks.address import address_of
 from airflow_jobmon_provider.hooks.fields import EXTRA, LARGEST_NUMBER, Kind
 
@@ -138,7 +138,7 @@ def _number(name: str, value: Any) -> float:
             value = convert(value)
         except ValueError:
             raise ConfigError(f"{name} must be a number, not {shown(value)}") from None
-    if seconds(name, value) > LARGEST_NUMBER:
+    if number(name, value) > LARGEST_NUMBER:
         raise ConfigError(f"{name} must be at most {LARGEST_NUMBER}, not {shown(value)}")
     return value  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ from airflow_jobmon_provider.client.conversations import (
     make_ready,
     stop_run,
 )
-from airflow_jobmon_provider.client.exceptions import InvalidRequest, WorkflowRunNotFound
+from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
@@ -91,9 +91,8 @@ class Beginning:
 
     def _create(self, good_for: float) -> int | None:
         """Create a run and return its id; None: the workflow is DONE."""
-        if (
-            self._is_done()
-        ):  # asked first, as each run that the server refuses stays among the workflow's runs
+        # Asked first: each run that the server refuses stays among the workflow's runs.
+        if self._is_done():
             return None
         creating = create_run(
             self._workflow_id,
@@ -109,10 +108,7 @@ class Beginning:
 
     def _is_done(self) -> bool:
         """Whether the workflow is DONE, on a server that is not too old for this provider."""
-        try:
-            details = self._look_at_the_workflow()
-        except InvalidRequest:
-            details = None  # before 3.4 there was no such route; what else it means, the next request says
+        details = self._look_at_the_workflow()
         timeout = self._left()
         checking = check_server_version(details, Retries(timeout, math.inf), time.monotonic)
         self._attempt.converse(self._hook, in_time(checking, timeout, time.monotonic))

@@ -258,7 +258,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         connection's, else that of the ``jobmon`` command on PATH, else Airflow's own. Templated.
     :param wait_for_completion: wait for the run's end. False: return its id at once; then another task must
         keep it alive (``WorkflowRunSensor``) or execute it before its heartbeat runs out. Default True.
-    :param workflow_run_heartbeat_interval: seconds between heartbeats. Default: the connection's, else
+    :param workflow_run_heartbeat_interval: seconds (or a ``timedelta``) between heartbeats. Default: the connection's, else
         Jobmon's setting, 30.
     :param heartbeat_report_by_buffer: a heartbeat is good for the interval times this. Default: the
         connection's, else Jobmon's setting, 3.1.
@@ -310,7 +310,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         cluster_name: str | None = None,
         jobmon_python: str | None = None,
         wait_for_completion: bool = True,
-        workflow_run_heartbeat_interval: float | None = None,
+        workflow_run_heartbeat_interval: float | timedelta | None = None,
         heartbeat_report_by_buffer: float | None = None,
         keep_alive: str = KeepAlive.UNTIL_BOUND.value,
         create_timeout: float | timedelta = 600,
@@ -325,6 +325,9 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_literal_id("workflow_id", workflow_id)
+        if workflow_run_heartbeat_interval is not None:
+            name = "workflow_run_heartbeat_interval"
+            workflow_run_heartbeat_interval = seconds(name, workflow_run_heartbeat_interval)
         check_heartbeat(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
         self.workflow_id = workflow_id
         if cluster_name is not None and not wait_for_completion:

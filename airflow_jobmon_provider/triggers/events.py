@@ -22,6 +22,10 @@ _STATUS = {"done": "success", "failed": "failed", "handoff_timeout": "timeout", 
 E = TypeVar("E", bound="Event")
 
 
+class UnreadableEvent(AirflowException):
+    """The task came back without an event that says what came of the wait, so nothing follows from it."""
+
+
 @dataclass(frozen=True)
 class Event:
     """What came of a trigger; see the two kinds below."""
@@ -36,10 +40,14 @@ class Event:
         """Return a trigger's event as Airflow has kept it.
 
         :param payload: what the task was given when it came back.
-        :raises AirflowException: it is None or no event of this provider's triggers, as after an upgrade.
+        :raises UnreadableEvent: it is None or no event of this provider's triggers, as after an upgrade.
         """
-        if not isinstance(payload, dict) or not isinstance(payload.get("status"), str):
-            raise AirflowException(
+        if (
+            not isinstance(payload, dict)
+            or not isinstance(payload.get("status"), str)
+            or not isinstance(payload.get("message", ""), str)
+        ):
+            raise UnreadableEvent(
                 "the task came back from the triggerer without a result that this version of the provider can"
                 " read; clear it to begin anew"
             )

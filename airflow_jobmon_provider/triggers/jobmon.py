@@ -178,6 +178,8 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         taken for it.
     :param kill_patience: seconds for which ``force_cleanup`` waits for KILL_SELF task instances as long as
         none of them ends. Default 0.
+    :param poll_interval: longest pause in seconds between two looks. Default: 10, which it reaches after five
+        minutes.
     :raises ValueError: the id is no positive integer, or a time no number.
     """
 
@@ -190,6 +192,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         reset_running_jobs: bool | None = None,
         server: str | None = None,
         kill_patience: float = 0.0,
+        poll_interval: float | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id, server)
         self.reset_running_jobs = reset_running_jobs
@@ -197,6 +200,9 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         self.workflow_id = positive_id("workflow_id", workflow_id)
         self.force_cleanup = force_cleanup
         self.deadline = None if deadline is None else seconds("deadline", deadline)
+        self.poll_interval = (
+            None if poll_interval is None else seconds("poll_interval", poll_interval, above=0)
+        )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments: plain values, no secrets."""
@@ -210,6 +216,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
                 "reset_running_jobs": self.reset_running_jobs,
                 "server": self.server,
                 "kill_patience": self.kill_patience,
+                "poll_interval": self.poll_interval,
             },
         )
 
@@ -227,6 +234,7 @@ class WorkflowResumableTrigger(_JobmonTrigger):
             at_rest=True,
             kill_patience=self.kill_patience,
             signal=None if signal is None else routes.set_resume(self.workflow_id, signal),
+            longest=self.poll_interval,
         )
         try:
             await requester.converse(waiting, log=self.logger())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from typing import Any
@@ -62,6 +63,17 @@ def test_the_wait_ends_with_the_check_that_says_yes(time: float, latency: float)
     wait(sim)
     assert sim.now == pytest.approx(sim.asked[-1][0] + latency)  # nothing is slept after it
     assert sim.now - 1000 - time <= max(2.0, time / 30) + 2 * latency + 0.01
+
+
+@given(st.floats(0.5, 60), st.floats(0, 10_000))
+@settings(deadline=None, max_examples=30)
+def test_no_pause_between_two_checks_is_longer_than_the_longest(longest: float, time: float) -> None:
+    sim = Simulation(resumable_at(time))
+    sim.run(wait_until_resumable(7, timeout=1e5, force_cleanup=False, clock=sim.clock, longest=longest))
+    checks = [when for when, *_ in sim.asked]
+    assert (
+        max((later - earlier for earlier, later in itertools.pairwise(checks)), default=0) <= longest + 0.01
+    )
 
 
 @given(st.floats(0, 1000), st.floats(0, 0.5))

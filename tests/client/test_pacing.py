@@ -31,6 +31,17 @@ def test_the_pause_before_asking_again_grows_from_well_under_a_second_to_ten(
         assert pause >= 9.5
 
 
+@given(elapsed, st.floats(0.1, 3600), chances)
+def test_the_pause_before_asking_again_grows_to_the_longest_that_is_wanted(
+    seconds: float, longest: float, uniform: pacing.Uniform
+) -> None:
+    pause = pacing.resume_pause(seconds, uniform, longest)
+    assert 0 < pause <= longest
+    assert pause >= 0.98 * min(longest, 0.3)
+    if seconds >= 30 * longest:
+        assert pause >= 0.98 * min(longest, 1.96)
+
+
 def test_resumability_is_seen_soon_with_few_requests() -> None:
     chance = random.Random(7)
     delays, requests = [], []

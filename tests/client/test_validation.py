@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds, whole
+from airflow_jobmon_provider.client.validation import number, one_of, positive_id, seconds, whole
 
 BAD_IDS = [
     "abc",
@@ -55,11 +56,40 @@ def test_text_is_an_id_or_refused_and_never_anything_else(text: str) -> None:
     assert number > 0
 
 
-@pytest.mark.parametrize("value", [-1, -0.1, math.nan, math.inf, -math.inf, "3", None, True, [], "abc"])
-def test_a_value_that_is_no_number_of_seconds_is_refused_by_name_and_value(value: object) -> None:
-    with pytest.raises(ValueError, match="resume_timeout must be") as caught:
-        seconds("resume_timeout", value)
-    assert repr(value) in str(caught.value)
+BAD_NUMBERS = [-1, -0.1, math.nan, math.inf, -math.inf, "3", "60", None, True, False, [], "abc", 10**400]
+
+
+@pytest.mark.parametrize("value", [*BAD_NUMBERS, timedelta(seconds=-1)])
+def test_a_value_that_is_no_span_of_time_is_refused_by_name_and_value(value: object) -> None:
+    with pytest.raises(ValueError, match="limit must be a number of seconds or a timedelta") as caught:
+        seconds("limit", value)
+    assert repr(value)[:40] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [*BAD_NUMBERS, timedelta(seconds=30)])
+def test_a_value_that_is_no_number_is_refused_by_name_and_value(value: object) -> None:
+    with pytest.raises(ValueError, match="buffer must be a number, at least 0") as caught:
+        number("buffer", value)
+    assert repr(value)[:40] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(timedelta(minutes=5), 300.0), (timedelta(milliseconds=250), 0.25), (timedelta(0), 0.0), (90, 90)],
+)
+def test_a_span_of_time_is_seconds_or_a_timedelta(value: object, expected: float) -> None:
+    assert seconds("timeout", value) == expected
+    assert isinstance(seconds("timeout", value), (int, float))
+
+
+def test_a_timedelta_that_is_too_short_is_refused_as_it_was_given() -> None:
+    with pytest.raises(ValueError, match=r"pause must be larger than 0, not datetime\.timedelta\(0\)$"):
+        seconds("pause", timedelta(0), above=0)
+
+
+def test_the_longest_timedelta_is_a_span_of_time() -> None:
+    assert seconds("timeout", timedelta.max) > 10**13
 
 
 def test_zero_is_a_number_of_seconds_unless_it_must_be_above() -> None:

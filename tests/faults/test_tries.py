@@ -40,7 +40,7 @@ def options(**others: Any) -> dict[str, Any]:
 def to_status(machine: TaskMachine, far: int, **others: Any) -> int:
     """Let a try create a run, and an executor bring it so far; return it."""
     machine.a_try_starts(options(**others))
-    say(machine, Fault.NONE, Fault.NONE)
+    say(machine, Fault.NONE, Fault.NONE, Fault.NONE)
     (run,) = machine.linking()
     machine.an_executor_takes_the_run(far)
     machine.the_rules_hold()
@@ -106,7 +106,7 @@ def script_cleared(machine: TaskMachine) -> None:
 
 def script_drained(machine: TaskMachine) -> None:
     machine.a_try_starts(options())
-    say(machine, Fault.NONE, Fault.NONE)
+    say(machine, Fault.NONE, Fault.NONE, Fault.NONE)
     machine.the_worker_is_drained()  # while nobody has the run
     machine.time_passes_and_all_are_punctual(50, reaper=True)
     (run,) = machine.linking()
@@ -199,7 +199,7 @@ def script_another_server_for_a_trigger(machine: TaskMachine) -> None:
 def script_rotated(machine: TaskMachine) -> None:
     for deferrable, whom in ((False, "worker"), (True, "trigger")):
         machine.a_try_starts(options(deferrable=deferrable))
-        say(machine, Fault.NONE, Fault.NONE)
+        say(machine, Fault.NONE, Fault.NONE, Fault.NONE)
         for _ in range(3):
             machine.the_token_is_rotated()
             machine.time_passes_and_all_are_punctual(120, reaper=True)

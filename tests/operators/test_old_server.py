@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
@@ -16,18 +15,14 @@ NOT_THERE, HEALTHY = Reply(404, {"detail": "Not Found"}), {"status": "OK"}
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferrable"])
-@pytest.mark.parametrize(
-    ("make", "replies"),
-    [(ResumeWorkflowOperator, [[], NOT_THERE, HEALTHY]), (CreateWorkflowRunOperator, [NOT_THERE, HEALTHY])],
-)
+@pytest.mark.parametrize("make", [ResumeWorkflowOperator, CreateWorkflowRunOperator])
 def test_a_server_that_is_too_old_is_refused_before_anything_is_changed(
     make: Callable[..., BaseOperator],
-    replies: list[Any],
     deferrable: bool,
     connection: Callable[..., None],
     stub: Callable[..., StubServer],
 ) -> None:
-    server = stub(*replies)
+    server = stub([], NOT_THERE, HEALTHY)
     connection(server.url, extra={"route_prefix": ""})
     with pytest.raises(AirflowException, match=r"older than 3\.4.*needs a newer one"):
         run_task(make(task_id="task", workflow_id=7, deferrable=deferrable))

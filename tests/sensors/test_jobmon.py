@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.exceptions import AirflowRescheduleException
-from airflow.providers.common.compat.sdk import (  # type: ignore[attr-defined]  # timezone is there
+from airflow.providers.common.compat.sdk import (
     AirflowException,
+    AirflowFailException,
     AirflowSensorTimeout,
-    AirflowSkipException,
-    timezone,
 )
 
 from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
-from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor, WorkflowRunSensor
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
-from tests.airflow_task import Ended, TaskInstance, run_task
+from tests.sensors.waiting import resumable, run_ended, sense
 from tests.stuck_tasks import stop_with_stuck_tasks
 
 NOBODY = 987_654_321
@@ -33,37 +29,6 @@ def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     if request.param == "deferrable":
         return {"deferrable": True}
     return {"mode": request.param, "poke_interval": 0.2}
-
-
-class Rescheduled(TaskInstance):
-    """The part of a task instance that a sensor in reschedule mode asks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = None
-
-    def get_first_reschedule_date(self, context: Any) -> Any:
-        return self.first
-
-
-def sense(sensor: Any) -> Ended:
-    """Run a sensor to its end, through its reschedules."""
-    ti: Any = Rescheduled()
-    while True:
-        try:
-            return run_task(sensor, ti)
-        except AirflowRescheduleException as again:
-            ti.first = ti.first or timezone.utcnow()
-            delay = (again.reschedule_date - timezone.utcnow()).total_seconds()
-            time.sleep(max(delay, 0))  # what the scheduler does
-
-
-def resumable(workflow_id: Any, **options: Any) -> WorkflowResumableSensor:
-    return WorkflowResumableSensor(task_id="gate", workflow_id=workflow_id, **options)
-
-
-def run_ended(run: Any, **options: Any) -> WorkflowRunSensor:
-    return WorkflowRunSensor(task_id="wait", workflow_run_id=run, **options)
 
 
 def later(sandbox: JobmonSandbox, run: int | None, statuses: str, looks: str) -> threading.Thread:
@@ -107,12 +72,6 @@ def test_a_resumable_sensor_ends_at_its_time_out(sandbox: JobmonSandbox, mode: d
         sense(resumable(workflow_id, timeout=1, **mode))
 
 
-def test_soft_fail_skips_when_deferred_too(sandbox: JobmonSandbox) -> None:
-    workflow_id = sandbox.make_workflow_in("R").workflow_id
-    with pytest.raises(AirflowSkipException):
-        sense(resumable(workflow_id, timeout=0.5, deferrable=True, soft_fail=True))
-
-
 def test_a_forced_clean_up(
     connection: Callable[..., None], sandbox: JobmonSandbox, mode: dict[str, Any]
 ) -> None:
@@ -154,14 +113,14 @@ def test_any_other_end_is_a_failure(
     sandbox: JobmonSandbox, mode: dict[str, Any], status: str, says: str
 ) -> None:
     run = sandbox.make_workflow_in(status).workflow_run_id
-    with pytest.raises(AirflowException, match=says):
+    with pytest.raises(AirflowFailException, match=says):
         sense(run_ended(run, **mode))
 
 
 def test_an_end_that_comes_while_waiting_is_a_failure_too(sandbox: JobmonSandbox) -> None:
     run = sandbox.make_workflow_in("R").workflow_run_id
     acting = later(sandbox, run, "E", f"/workflow_run/{run}/log_heartbeat")
-    with pytest.raises(AirflowException, match=r"ended ERROR \(E\)"):
+    with pytest.raises(AirflowFailException, match=r"ended ERROR \(E\)"):
         sense(run_ended(run, deferrable=True, poll_interval=0.2))
     acting.join()
 
@@ -194,15 +153,6 @@ def test_it_keeps_the_run_alive_if_asked(sandbox: JobmonSandbox, mode: dict[str,
     ours = [r for r in sandbox.requests(route) if CLIENT_VERSION in r.query]
     assert ours[0].body["status"] == "G"  # it reads the status before it beats
     assert ours[1].body == {"next_report_increment": 300, "status": "L"}
-
-
-def test_pokes_too_rare_to_keep_a_run_alive_are_refused(sandbox: JobmonSandbox) -> None:
-    run = sandbox.make_workflow_in("L").workflow_run_id
-    sensor = run_ended(run, keep_alive="until_bound", poke_interval=120)
-    with pytest.raises(
-        ValueError, match=r"poke_interval must be shorter than a heartbeat is good for \(93 s\)"
-    ):
-        sense(sensor)
 
 
 def test_a_run_that_does_not_exist(sandbox: JobmonSandbox, mode: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.exceptions import AirflowRescheduleException
 from airflow.providers.common.compat.sdk import (  # type: ignore[attr-defined]  # timezone is there
     AirflowException,
     AirflowSensorTimeout,
@@ -19,19 +18,11 @@ from airflow.providers.common.compat.sdk import (  # type: ignore[attr-defined] 
     timezone,
 )
 
-from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor, WorkflowRunSensor
 from dev.jobmon_sandbox import JobmonSandbox
-from tests.airflow_task import TaskInstance, fire, run_task
+from tests.airflow_task import TaskInstance, fire
+from tests.sensors.waiting import Rescheduled, context, resumable, run_ended, sense
 
 pytestmark = pytest.mark.usefixtures("connection")
-
-
-def resumable(workflow_id: Any, **options: Any) -> Any:
-    return WorkflowResumableSensor(task_id="gate", workflow_id=workflow_id, **options)
-
-
-def run_ended(run: Any, **options: Any) -> Any:
-    return WorkflowRunSensor(task_id="wait", workflow_run_id=run, **options)
 
 
 sensors = pytest.mark.parametrize("make", [resumable, run_ended])
@@ -48,27 +39,6 @@ def silent() -> Iterator[str]:
     """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-class Rescheduled(TaskInstance):
-    """The part of a task instance that a sensor in reschedule mode asks."""
-
-    first: Any = None
-
-    def get_first_reschedule_date(self, context: Any) -> Any:
-        return self.first
-
-
-def sense(sensor: Any, ti: Any = None) -> Any:
-    """Run a sensor to its end, through its reschedules."""
-    ti = ti or Rescheduled()
-    while True:
-        started = timezone.utcnow()
-        try:
-            return run_task(sensor, ti)
-        except AirflowRescheduleException as again:
-            ti.first = ti.first or started
-            time.sleep(max((again.reschedule_date - timezone.utcnow()).total_seconds(), 0))
 
 
 def timed(sensor: Any, expected: Any, **options: Any) -> float:
@@ -120,8 +90,8 @@ def test_airflow_2_tells_the_first_poke_by_the_start_date() -> None:
     ti = TaskInstance()
     ti.start_date = timezone.utcnow() - timedelta(seconds=30)
     sensor = resumable(7, mode="reschedule")
-    assert sensor._waited({"ti": ti}) == pytest.approx(30, abs=5)
-    assert sensor._waited({"ti": TaskInstance()}) == pytest.approx(0, abs=5)
+    assert sensor._begun(context(ti)) == ti.start_date
+    assert (timezone.utcnow() - sensor._begun(context(TaskInstance()))).total_seconds() < 5
 
 
 @sensors
@@ -141,7 +111,7 @@ def test_a_deadline_that_passed_during_a_failover_is_one_short_look(
 ) -> None:
     connection(silent)
     with pytest.raises(TaskDeferred) as deferred:
-        resumable(7, deferrable=True, timeout=0).execute({"ti": TaskInstance()})
+        resumable(7, deferrable=True, timeout=0).execute(context(TaskInstance()))
     started = time.monotonic()
     event = asyncio.run(fire(deferred.value.trigger))
     assert event["status"] == "timeout"

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("connection")
 TRIGGERS = [
     WorkflowResumableTrigger(7),
     WorkflowResumableTrigger("7", "other", force_cleanup=True, deadline=123.5),  # type: ignore[arg-type]
+    WorkflowResumableTrigger(7, poll_interval=2.5),
     WorkflowRunHeartbeatTrigger(5),
     WorkflowRunHeartbeatTrigger(5, "other", 10, 2.5, "until_done", 15, 1e9, 2e9, True, 1e8, 7, True, 60.0),
 ]
@@ -70,6 +71,14 @@ def test_bad_arguments_of_the_other(sandbox: JobmonSandbox) -> None:
         WorkflowResumableTrigger(-1)
     with pytest.raises(ValueError, match="deadline must be a number"):
         WorkflowResumableTrigger(7, deadline=float("nan"))
+    with pytest.raises(ValueError, match="poll_interval must be larger than 0"):
+        WorkflowResumableTrigger(7, poll_interval=0)
+
+
+def test_a_trigger_that_was_stored_before_it_had_a_longest_pause_is_loaded() -> None:
+    path, arguments = WorkflowResumableTrigger(7, deadline=5.0).serialize()
+    del arguments["poll_interval"]
+    assert WorkflowResumableTrigger(**arguments).serialize() == (path, {**arguments, "poll_interval": None})
 
 
 # --- WorkflowResumableTrigger -------------------------------------------------------------------------------

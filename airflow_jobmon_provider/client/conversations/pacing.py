@@ -100,16 +100,17 @@ def misses_signals(status: str | None) -> bool:
     return status in (WorkflowStatus.REGISTERING, WorkflowStatus.QUEUED, *STARTING)
 
 
-def resume_pause(elapsed: float, uniform: Uniform) -> float:
+def resume_pause(elapsed: float, uniform: Uniform, longest: float = LONGEST_RESUME_PAUSE) -> float:
     """Return how long to wait before asking again whether a workflow is resumable.
 
     Well under a second at first, two seconds within the first minute, up to ten after five minutes: 35
     requests in the first minute at most, and seen within a second in the median.
 
     :param elapsed: seconds since the first check.
+    :param longest: never wait longer; the pause grows up to it, by a thirtieth of the time. Default 10.
     """
-    pause = min(max(elapsed, 0.3), 1.96) if elapsed < 60 else min(elapsed / 30, LONGEST_RESUME_PAUSE)
-    return uniform(0.98, 1.0) * pause
+    pause = min(max(elapsed, 0.3), 1.96) if elapsed < 60 else elapsed / 30
+    return uniform(0.98, 1.0) * min(pause, longest)
 
 
 def run_pause(since_change: float, longest: float, uniform: Uniform) -> float:

@@ -36,6 +36,7 @@ def wait_until_resumable(
     at_rest: bool = False,
     signal: Call[None] | None = None,
     kill_patience: float = 0.0,
+    longest: float | None = None,
 ) -> Conversation[WorkflowDetails | None]:
     """Return once the workflow is resumable.
 
@@ -53,6 +54,7 @@ def wait_until_resumable(
     :param kill_patience: seconds for which ``force_cleanup`` waits for KILL_SELF task instances as long as
         none of them ends. For a workflow whose run was alive a moment ago: they may still be at work, and
         would go on beside those of the next run. Default 0: they are cleaned up at once.
+    :param longest: longest pause in seconds between two checks. Default: ``LONGEST_RESUME_PAUSE``.
     :returns: the workflow's details as of the check that said yes, with ``at_rest``; else None. None also for
         a workflow without runs.
     :raises ResumeTimeout: the time is over.
@@ -62,12 +64,12 @@ def wait_until_resumable(
     """
     outage = Outage(f"workflow {workflow_id}", clock, tries_on=timeout > 0)
     looks = _Looks(workflow_id, outage, force_cleanup, at_rest, signal, kill_patience, clock)
-    waiting = _wait_until_resumable(looks, timeout, clock, uniform)
+    waiting = _wait_until_resumable(looks, timeout, clock, uniform, longest or pacing.LONGEST_RESUME_PAUSE)
     return (yield from in_time(waiting, timeout, clock) if timeout > 0 else waiting)
 
 
 def _wait_until_resumable(
-    looks: _Looks, timeout: float, clock: Clock, uniform: Uniform
+    looks: _Looks, timeout: float, clock: Clock, uniform: Uniform, longest: float
 ) -> Conversation[WorkflowDetails | None]:
     started = clock()
     while True:
@@ -79,9 +81,9 @@ def _wait_until_resumable(
         elapsed = clock() - started
         if elapsed >= timeout:
             raise looks.problem(elapsed)
-        wanted = pacing.resume_pause(elapsed, uniform)
+        wanted = pacing.resume_pause(elapsed, uniform, longest)
         if looks.outage.error is not None:
-            wanted = looks.outage.pause(pacing.LONGEST_OUTAGE_PAUSE, uniform)
+            wanted = looks.outage.pause(min(longest, pacing.LONGEST_OUTAGE_PAUSE), uniform)
         yield Pause(max(min(wanted, timeout - elapsed), _SHORTEST_PAUSE))
 
 
