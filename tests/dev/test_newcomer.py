@@ -74,8 +74,8 @@ def test_the_demo_that_is_kept_shows_a_run_that_ends_well_and_one_that_fails(tmp
         assert of_airflow(url, done)["state"] == "success"
         assert of_airflow(url, failed)["state"] == "failed"
         assert "No such file or directory" in json.dumps(of_airflow(url, failed, "/taskInstances/run/logs/1"))
-        for run, workflow in ((done, "DONE"), (failed, "FAILED")):
-            link = of_airflow(url, run, "/taskInstances/run/links")["extra_links"]["Jobmon workflow"]
+        for run, task, workflow in ((done, "run", "DONE"), (failed, "resume", "FAILED")):
+            link = of_airflow(url, run, f"/taskInstances/{task}/links")["extra_links"]["Jobmon workflow"]
             address, _, fragment = link.partition("#")
             assert f'id="{fragment}"><h2>Workflow {fragment[-1]}: {workflow}' in read(address)
         assert demo.end(signal.SIGINT) == 0
