@@ -7,22 +7,21 @@ own client.
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
+from dev import foreground
 from dev.airflow_stack import AirflowStack, AirflowStackError
-from dev.jobmon_sandbox import JobmonSandbox, SandboxError
+from dev.jobmon_sandbox import CLUSTER, JobmonSandbox, SandboxError
+from dev.launcher import BUSY
 
 DAG_ID = "jobmon_resume_and_execute"
-CLUSTER = "multiprocess"
 EXAMPLE_DAGS = Path(__file__).resolve().parent.parent / "example_dags"
 INTERVAL, BUFFER = 2.0, 3.1  # a run that misses its heartbeats for the product of both is lost
-PATIENCE = 120.0  # seconds that each step may take
+PATIENCE = 120.0  # seconds that each step may take on a quiet machine
 
 
 class DemoFailed(Exception):
@@ -48,16 +47,22 @@ class Timeline:
         """Print a line with the seconds since the start."""
         print(f"{time.monotonic() - self._started:6.1f} s  {what:<22}{text}", flush=True)
 
+    def follow(self, workflow_id: int) -> None:
+        """Tell of a workflow and, until there is a DAG run for it, of nothing else."""
+        self.workflow_id, self.dag_run_id = workflow_id, ""
+        self._shown.clear()
+        self.look()
+
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Print what changes until a condition holds.
 
         :raises DemoFailed: it takes too long.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE * BUSY
         while not condition():
             self.look()
             if time.monotonic() > deadline:
-                raise DemoFailed(f"waited {PATIENCE:g} s for {what}")
+                raise DemoFailed(f"waited {PATIENCE * BUSY:g} s for {what}")
             time.sleep(0.2)
         self.look(last=True)
 
@@ -72,7 +77,8 @@ class Timeline:
             states |= {f"Jobmon run {run}": RunStatus(code).name for run, code in runs}
         if self.dag_run_id:
             tasks = self._airflow.task_states(DAG_ID, self.dag_run_id)
-            states |= {f"Airflow task {task}": state for task, state in sorted(tasks.items(), reverse=True)}
+            begun = sorted((task, state) for task, state in tasks.items() if state != "none")
+            states |= {f"Airflow task {task}": state for task, state in begun}
         changes = {what: state for what, state in states.items() if self._shown.get(what) != state}
         if len(runs) > 1:
             self._look_at_beats(*runs[-1], at_once=last or bool(changes))
@@ -101,27 +107,27 @@ class Timeline:
                 self._beats_at = time.monotonic()
 
 
-def demo(sandbox: JobmonSandbox, airflow: AirflowStack, timeline: Timeline) -> None:
-    """Tell the story, from a workflow that fails to the same workflow DONE.
+def resume(sandbox: JobmonSandbox, airflow: AirflowStack, timeline: Timeline, *, mended: bool) -> str:
+    """Make a workflow that fails, and let Airflow resume it.
 
+    :param mended: what made its tasks fail is mended before, so that it ends DONE. Else it fails again.
+    :returns: the id of the DAG run.
     :raises DemoFailed: it took another course.
     """
     timeline.say("Jobmon", "executing a workflow whose tasks fail …")
     workflow = sandbox.make_workflow("fails")
-    workflow_id = timeline.workflow_id = workflow.workflow_id
-    timeline.look()
-    workflow.release()
-    timeline.say("Jobmon", "what made its tasks fail is mended")
+    timeline.follow(workflow.workflow_id)
+    if mended:
+        workflow.release()
+    timeline.say("Jobmon", f"what made its tasks fail is {'mended' if mended else 'not mended this time'}")
     timeline.say("Airflow", f"triggering the DAG {DAG_ID}")
-    dag_run_id = airflow.trigger(DAG_ID, {"workflow_id": workflow_id, "cluster_name": CLUSTER})
-    timeline.dag_run_id = dag_run_id
-
-    def ended() -> bool:
-        return airflow.run_state(DAG_ID, dag_run_id) in ("success", "failed")
-
-    timeline.until(ended, "Airflow to end")
-    if (state := airflow.run_state(DAG_ID, dag_run_id)) != "success":
-        raise DemoFailed(f"the DAG run ended as {state}")
+    conf = {"workflow_id": workflow.workflow_id, "cluster_name": CLUSTER}
+    run = timeline.dag_run_id = airflow.trigger(DAG_ID, conf)
+    timeline.until(lambda: airflow.run_state(DAG_ID, run) in ("success", "failed"), "the DAG run to end")
+    state, wanted = airflow.run_state(DAG_ID, run), "success" if mended else "failed"
+    if state != wanted:
+        raise DemoFailed(f"the DAG run ended as {state}, not as {wanted}")
+    return run
 
 
 def explain(airflow: AirflowStack, dag_run_id: str) -> str:
@@ -134,31 +140,48 @@ def explain(airflow: AirflowStack, dag_run_id: str) -> str:
     return "\n".join(logs) or airflow.log_tails(["scheduler", "dag-processor", "triggerer"], lines=10)
 
 
-def connection_to(sandbox: JobmonSandbox) -> dict[str, object]:
-    """Return the connection with which the example DAGs find the sandbox."""
-    extra = {
-        "route_prefix": "/api/v2",
-        "workflow_run_heartbeat_interval": INTERVAL,
-        "heartbeat_report_by_buffer": BUFFER,
-        "jobmon_python": str(sandbox.python),
-    }
-    host, port = sandbox.url.removeprefix("http://").split(":")
-    return {"conn_type": "jobmon", "host": host, "port": int(port), "extra": extra}
+def places(airflow: AirflowStack, done: str, failed: str) -> str:
+    """Return where a person finds what has happened in the UI.
+
+    :param done: id of the DAG run that ended well.
+    :param failed: id of the other one.
+    """
+    runs = f"{airflow.url}/dags/{DAG_ID}/runs"
+    states = airflow.task_states(DAG_ID, failed)
+    logs = [f"  {runs}/{failed}/tasks/{task}" for task, state in states.items() if state == "failed"]
+    return "\n".join(
+        [
+            "Look around in Airflow's UI. The DAG run that ended well:",
+            f"  {runs}/{done}",
+            "The DAG run whose workflow failed again:",
+            f"  {runs}/{failed}",
+            "The log of its failed task, with the reason:",
+            *logs,
+            'Each task has a button "Jobmon workflow". It leads to a page that stands in for Jobmon\'s GUI.',
+        ]
+    )
 
 
-def show(sandbox: JobmonSandbox, airflow: AirflowStack, timeline: Timeline) -> int:
-    """Run the demo's DAG and say what became of the workflow; return the exit code."""
-    code = 0
+def show(sandbox: JobmonSandbox, airflow: AirflowStack, timeline: Timeline, *, keep: bool) -> int:
+    """Run the demo's DAG and say what became of the workflow; return the exit code.
+
+    :param keep: also let it fail on another workflow, and say where to see both.
+    """
     try:
-        demo(sandbox, airflow, timeline)
-    except (DemoFailed, SandboxError, AirflowStackError) as error:
-        print(f"\n{error}\n{explain(airflow, timeline.dag_run_id)}", file=sys.stderr, flush=True)
-        code = 1
-    if timeline.workflow_id:
+        done = resume(sandbox, airflow, timeline, mended=True)
         status = WorkflowStatus(sandbox.workflow_status(timeline.workflow_id))
-        code = code or int(status is not WorkflowStatus.DONE)
         print(f"workflow {timeline.workflow_id}: {status.name}", flush=True)
-    return code
+        if status is not WorkflowStatus.DONE:
+            return 1
+        if not keep:
+            print("To see that in Airflow's UI, and a workflow that fails again: make demo KEEP=1")
+            return 0
+        failed = resume(sandbox, airflow, timeline, mended=False)
+        print(f"\n{places(airflow, done, failed)}", flush=True)
+    except (DemoFailed, SandboxError, AirflowStackError, TimeoutError) as error:
+        print(f"\n{error}\n{explain(airflow, timeline.dag_run_id)}", file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 def main() -> int:
@@ -166,29 +189,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave Airflow's UI up until Ctrl-C")
     keep = parser.parse_args().keep
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is tidied up
-    sandbox = JobmonSandbox(heartbeat_interval=INTERVAL, report_by_buffer=BUFFER)
-    code = 1
     try:
-        print("Starting a Jobmon (the first time, it is installed) …", flush=True)
-        with sandbox:
+        print("Starting a Jobmon (the first time, it is installed, which takes a minute) …", flush=True)
+        with JobmonSandbox(heartbeat_interval=INTERVAL, report_by_buffer=BUFFER) as sandbox:
             sandbox.start_reaper()
-            connections = {"jobmon_default": json.dumps(connection_to(sandbox))}
-            airflow = AirflowStack(dags_folder=EXAMPLE_DAGS, connections=connections)
+            connections = {"jobmon_default": sandbox.connection()}
             print("Starting an Airflow …", flush=True)
-            with airflow:
-                timeline = Timeline(sandbox, airflow)
-                code = show(sandbox, airflow, timeline)
+            with AirflowStack(dags_folder=EXAMPLE_DAGS, connections=connections) as airflow:
+                code = show(sandbox, airflow, Timeline(sandbox, airflow), keep=keep)
                 if keep:
-                    print(f"Airflow: {airflow.url}  Jobmon: {sandbox.url}  (Ctrl-C ends both)")
-                    print(f"The DAG run: {airflow.url}/dags/{DAG_ID}/runs/{timeline.dag_run_id}", flush=True)
-                    signal.pause()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-    except (SandboxError, AirflowStackError) as error:
+                    print(f"Airflow: {airflow.url}  Jobmon: {sandbox.url}  (Ctrl-C ends both)", flush=True)
+                    foreground.rest(code)
+                return code
+    except (SandboxError, AirflowStackError, TimeoutError) as error:
         print(error, file=sys.stderr)
-    return code
+        return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(foreground.run("dev.demo"))

@@ -1,6 +1,6 @@
 """A real Jobmon on this machine: server, reaper, client, in an environment of its own beside the project.
 
-Tests, demo and people use the same code. ``python -m dev.jobmon_sandbox`` starts one in the foreground.
+Tests, demo and people use the same code. ``make sandbox`` starts one in the foreground.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -28,10 +29,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dev import foreground
 from dev.launcher import BUSY, Child, free_ports
 
 T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
+CLUSTER = "multiprocess"  # Jobmon's name of the cluster that is this machine
 CONSTRAINTS = HERE / "jobmon_constraints.txt"
 # Pre-releases: pip takes them only by exact version (docs/protocol.md, "Run a real one").
 PACKAGES = ("jobmon_server==3.4.8.dev3", "jobmon_core==3.4.8", "jobmon_client==3.4.3.dev3")
@@ -296,10 +299,25 @@ class JobmonSandbox:
             "JOBMON__DISTRIBUTOR__POLL_INTERVAL": "1",
         }
 
+    def connection(self) -> str:
+        """Return the connection with which DAGs find this Jobmon, as JSON."""
+        extra = {
+            "route_prefix": "/api/v2",
+            "workflow_run_heartbeat_interval": self.heartbeat_interval,
+            "heartbeat_report_by_buffer": self.report_by_buffer,
+            "jobmon_python": str(self.python),
+            "gui_url": self.url,
+        }
+        return json.dumps({"conn_type": "jobmon", "host": self.url, "extra": extra})
+
+    def page(self, workflow_id: int) -> str:
+        """Return the address of the page that shows a workflow; it stands in for Jobmon's GUI."""
+        return f"{self.url}/#/workflow/{workflow_id}"
+
     # Workflows
 
     def make_workflow(
-        self, kind: str, *, tasks: int = 3, cluster: str = "multiprocess", waits: bool = False
+        self, kind: str, *, tasks: int = 3, cluster: str = CLUSTER, waits: bool = False
     ) -> SandboxWorkflow:
         """Make a workflow with Jobmon's own client and, unless it is to be new, really execute it.
 
@@ -313,9 +331,9 @@ class JobmonSandbox:
         marker = self.directory / f"marker-{self._markers}"
         if kind == "done":
             marker.touch()
-        command = f"test -e {marker}"
+        command = f"cat {marker}"  # without the file, its error is what a user would see
         if waits or kind == "running":
-            command = f"until {command}; do sleep 0.2; done"
+            command = f"until test -e {marker}; do sleep 0.2; done"
         commands = [f"{command} && echo {n}" for n in range(tasks)]
         workflow_id = self._work("make_workflow", commands=commands, cluster=cluster)
         if kind == "new":
@@ -354,7 +372,7 @@ class JobmonSandbox:
             self.change("UPDATE task SET status = ? WHERE workflow_id = ?", tasks_end, workflow.workflow_id)
         return SandboxWorkflow(workflow.workflow_id, run, workflow.marker)
 
-    def execute(self, workflow_id: int, workflow_run_id: int, cluster: str = "multiprocess") -> Child:
+    def execute(self, workflow_id: int, workflow_run_id: int, cluster: str = CLUSTER) -> Child:
         """Execute a run that is LINKING with Jobmon's own client, in a process of its own."""
         arguments = ("execute", str(workflow_id), str(workflow_run_id), cluster)
         child = self._launch("jobmon_worker.py", *arguments, log=f"execute-{workflow_run_id}.log")
@@ -376,7 +394,7 @@ class JobmonSandbox:
         :param env: added to its environment.
         """
         program = f"{prelude}\nimport sys\nfrom jobmon.client.cli import main\nsys.exit(main())"
-        command = ["workflow_resume", "-w", str(workflow_id), "-c", "multiprocess", *arguments]
+        command = ["workflow_resume", "-w", str(workflow_id), "-c", CLUSTER, *arguments]
         return subprocess.run(
             [str(self.python), "-c", program, *command],
             env={**self.environment(), **(env or {})},
@@ -545,23 +563,59 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def main() -> None:
-    """Start a sandbox in the foreground with a workflow that has failed, until interrupted."""
-    print("Starting Jobmon …", flush=True)
-    with JobmonSandbox() as sandbox:
-        sandbox.start_reaper(10)
-        workflow = sandbox.make_workflow("fails")
-        settings = sandbox.environment()
-        print(f"Jobmon answers at {sandbox.url}. For its own client, and for this provider's:")
-        for name in ("JOBMON__HTTP__SERVICE_URL", "JOBMON__HTTP__ROUTE_PREFIX"):
-            print(f"  export {name}={settings[name]}")
-        print(f"  {sandbox.python.parent}/jobmon workflow_status -w {workflow.workflow_id}")
-        print(f"Workflow {workflow.workflow_id} has failed. Its tasks succeed once this file exists:")
-        print(f"  touch {workflow.marker}")
-        print("Ctrl-C ends it.", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+GUIDE = """\
+Jobmon runs at {url}. Its cluster is called {cluster}.
+Workflow {workflow_id} has failed: its tasks read a file that is missing. See for yourself:
+
+  {page}
+
+Let Airflow resume it: paste this into a second terminal. It writes the missing file, sets up an
+Airflow in a temporary folder, and runs one of the example DAGs there. That takes a minute.
+
+cd {project}
+touch {marker}
+export AIRFLOW_CONN_JOBMON_DEFAULT={connection}
+export AIRFLOW_HOME=$(mktemp -d)
+export AIRFLOW__CORE__DAGS_FOLDER=$PWD/example_dags AIRFLOW__CORE__LOAD_EXAMPLES=False
+export NO_PROXY=127.0.0.1
+{bin}/airflow db migrate && {bin}/airflow dags test {dag} --conf {conf}
+
+Near its end the log says that the workflow run "ended DONE", and the page above shows the same.
+Ctrl-C here ends Jobmon.
+"""
+
+
+def guide(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> str:
+    """Return what a person can do with a workflow that has failed: text, with commands to paste."""
+    project = HERE.parent
+    scripts = Path(sys.executable).parent
+    conf = {"workflow_id": workflow.workflow_id, "cluster_name": CLUSTER}
+    return GUIDE.format(
+        url=sandbox.url,
+        cluster=CLUSTER,
+        workflow_id=workflow.workflow_id,
+        page=sandbox.page(workflow.workflow_id),
+        project=shlex.quote(str(project)),
+        marker=shlex.quote(str(workflow.marker)),
+        connection=shlex.quote(sandbox.connection()),
+        bin=shlex.quote(str(scripts.relative_to(project) if scripts.is_relative_to(project) else scripts)),
+        dag="jobmon_resume_and_execute",
+        conf=shlex.quote(json.dumps(conf)),
+    )
+
+
+def main() -> int:
+    """Start a sandbox with a workflow that has failed, say what to do with it, and wait to be ended."""
+    print("Starting a Jobmon (the first time, it is installed, which takes a minute) …", flush=True)
+    try:
+        with JobmonSandbox(heartbeat_interval=10) as sandbox:
+            sandbox.start_reaper(10)
+            print(guide(sandbox, sandbox.make_workflow("fails")), flush=True)
+            foreground.rest(0)
+    except (SandboxError, TimeoutError) as error:
+        print(error, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(foreground.run("dev.jobmon_sandbox"))

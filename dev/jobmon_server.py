@@ -5,7 +5,7 @@
 ``/api/v2`` is the server as released. ``/api/v3`` of the released server wants a browser login and lacks what
 came later; here it answers as Jobmon's development version ("3.7") does where docs/protocol.md says that it
 differs: the routes below, written for these tests, on the released server's own models. With ``--released``
-they are left out.
+they are left out. ``/`` is a page for people, in place of Jobmon's GUI.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import sys
 import time
 import zlib
+from html import escape
 from typing import Annotated, Any
 
 import nltk
@@ -24,15 +25,18 @@ import uvicorn
 nltk.download = lambda *args, **kwargs: False
 
 from fastapi import APIRouter, Body, HTTPException, Query  # noqa: E402
+from fastapi.responses import HTMLResponse  # noqa: E402
 from jobmon.server.web.api import get_app  # noqa: E402
 from jobmon.server.web.db_admin import get_session_local  # noqa: E402
 from jobmon.server.web.models.task import Task  # noqa: E402
 from jobmon.server.web.models.task_instance import TaskInstance  # noqa: E402
 from jobmon.server.web.models.task_instance_error_log import TaskInstanceErrorLog  # noqa: E402
+from jobmon.server.web.models.task_status import TaskStatus  # noqa: E402
 from jobmon.server.web.models.tool import Tool  # noqa: E402
 from jobmon.server.web.models.tool_version import ToolVersion  # noqa: E402
 from jobmon.server.web.models.workflow import Workflow  # noqa: E402
 from jobmon.server.web.models.workflow_run import WorkflowRun  # noqa: E402
+from jobmon.server.web.models.workflow_run_status import WorkflowRunStatus  # noqa: E402
 from jobmon.server.web.models.workflow_status import WorkflowStatus  # noqa: E402
 from jobmon.server.web.routes.utils import get_user  # noqa: E402
 from jobmon.server.web.routes.v3.cli.workflow import _cli_label_mapping  # noqa: E402
@@ -43,7 +47,20 @@ KILL_SELF = "K"
 RESOURCE_ERROR = "Z"
 MAX_LOGGED = 4096
 
+PAGE = """<!doctype html>
+<title>Jobmon sandbox</title>
+<style>
+body {font: 1em sans-serif; margin: 2em}
+td {padding-right: 2em}
+section:target {background: #ffd}
+</style>
+<h1>Jobmon sandbox</h1>
+<p>This page stands in for Jobmon's GUI. Reload it to see what has changed.</p>
+"""
+SHOWN = 100  # workflows, and tasks of each
+
 newer = APIRouter(prefix="/api/v3")
+people = APIRouter()
 
 
 def kill_self_instances(session: Any, workflow_id: int) -> list[TaskInstance]:
@@ -178,6 +195,32 @@ def workflow_details_viz(workflow_id: int) -> list[dict[str, Any]]:
         ]
 
 
+@people.get("/")
+def page() -> HTMLResponse:
+    """Show the newest workflows. The element's id is what stands after the # in a link to Jobmon's GUI."""
+    with get_session_local()() as session:
+        workflows = session.scalars(select(Workflow).order_by(Workflow.id.desc()).limit(SHOWN))
+        return HTMLResponse(PAGE + "".join(section(session, workflow) for workflow in workflows))
+
+
+def section(session: Any, workflow: Workflow) -> str:
+    """Return a workflow with its runs, its tasks, and the last error of each that has failed."""
+    status = session.get(WorkflowStatus, workflow.status).label
+    runs = sorted(
+        (run.id, session.get(WorkflowRunStatus, run.status).label) for run in workflow.workflow_runs
+    )
+    lines = [f'<section id="/workflow/{workflow.id}"><h2>Workflow {workflow.id}: {status}</h2><p>']
+    lines += [f"Workflow run {run}: {label}<br>" for run, label in runs]
+    lines.append("</p><table>")
+    tasks = select(Task).where(Task.workflow_id == workflow.id).order_by(Task.id).limit(SHOWN)
+    for task in session.scalars(tasks):
+        errors = [error.description for instance in task.task_instances for error in instance.errors]
+        last = errors[-1] if errors and task.status == "F" else ""
+        label = session.get(TaskStatus, task.status).label
+        lines.append(f"<tr><td>{escape(task.name)}<td>{label}<td>{escape(last)}")
+    return "\n".join([*lines, "</table></section>"])
+
+
 class RequestLog:
     """ASGI middleware: one JSON line for each request, with what was asked and what was replied."""
 
@@ -222,6 +265,7 @@ class RequestLog:
 def main(port: int, request_log: str, *, released: bool) -> None:
     app = get_app()
     app.dependency_overrides[get_user] = lambda: {"email": "sandbox@example.org", "groups": []}
+    app.include_router(people)
     if not released:
         app.router.routes[:0] = newer.routes  # the first route that matches is taken
     uvicorn.run(RequestLog(app, request_log), host="127.0.0.1", port=port, log_level="warning")

@@ -30,20 +30,23 @@ class Child:
     :param command: program and arguments.
     :param env: its environment.
     :param cwd: the folder it runs in.
-    :param log: file that its output is appended to.
+    :param log: file that its output is appended to. Default: it writes where this process does.
     :raises OSError: it does not start; the message holds the end of its log.
     """
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path | None = None
+    ) -> None:
         self.log = log
-        with log.open("a") as output:
+        with log.open("a") if log else os.fdopen(os.dup(1), "w") as output:
             self._launcher = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), *command],
+                [sys.executable, str(Path(__file__).resolve()), str(output.fileno()), *command],
                 env=dict(env),
                 cwd=cwd,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=output,
+                stderr=output if log else None,
+                pass_fds=[output.fileno()],
                 text=True,
                 start_new_session=True,
             )
@@ -65,7 +68,9 @@ class Child:
         return self._launcher.poll()
 
     def tail(self, lines: int = 25) -> str:
-        """Return the last lines of its log."""
+        """Return the last lines of its log; "" if it has none."""
+        if self.log is None:
+            return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
@@ -122,8 +127,10 @@ def _first_port_of_the_system() -> int:
 # The launcher's side
 
 
-def _launch(command: list[str]) -> int:
+def _launch(output: int, command: list[str]) -> int:
     """Run a command; end it at end-of-file on stdin, and kill all that it leaves behind.
+
+    Its output goes to a file descriptor.
 
     What is launched starts processes in sessions of their own, so killing a process group is not enough: the
     launcher is a "subreaper", that is, orphans among its descendants become its children, and it kills until
@@ -132,7 +139,7 @@ def _launch(command: list[str]) -> int:
     set_child_subreaper = 36
     if ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0):
         raise OSError("this system has no subreaper")
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output)
     print(child.pid, flush=True)
 
     def end() -> None:
@@ -163,4 +170,4 @@ def _children() -> list[int]:
 
 
 if __name__ == "__main__":
-    os._exit(_launch(sys.argv[1:]))
+    os._exit(_launch(int(sys.argv[1]), sys.argv[2:]))

@@ -62,6 +62,13 @@ def test_the_provider_info_is_what_airflow_expects() -> None:
     jsonschema.validate(info["connection-types"], connection_types)
 
 
+def test_airflows_page_of_providers_links_to_the_documentation() -> None:
+    """Without "Documentation" among the distribution's URLs, it links to an address that does not exist."""
+    provider = ProvidersManager().providers["airflow-provider-jobmon"]  # type: ignore[no-untyped-call]
+    urls = importlib.metadata.metadata("airflow-provider-jobmon").get_all("Project-URL") or []
+    assert f"Documentation, {provider.data['documentation-url']}" in urls
+
+
 def test_every_module_that_the_provider_info_names_is_there() -> None:
     info = get_provider_info()
     for kind in ("hooks", "operators", "sensors", "triggers"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,22 +13,9 @@ from pathlib import Path
 import pytest
 
 from dev.jobmon_sandbox import JobmonSandbox, SandboxError, install, wait_until
+from tests.dev.foreground import processes_that_hold
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-def processes_that_hold(text: str) -> list[int]:
-    """Return the processes whose command line or environment holds a text."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                content = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if text.encode() in content:
-                found.append(int(entry.name))
-    return found
 
 
 def test_a_sandbox_can_be_started_and_stopped_twice(tmp_path: Path) -> None:
@@ -140,3 +126,14 @@ def test_a_request_that_is_being_logged_is_not_read_yet(tmp_path: Path) -> None:
     (tmp_path / "requests.jsonl").write_text(line + line[:-30])
     (seen,) = JobmonSandbox(directory=tmp_path).requests()
     assert seen.reply == {"status": "OK"}
+
+
+def test_a_page_shows_workflows_in_place_of_jobmons_gui(sandbox: JobmonSandbox) -> None:
+    workflow = sandbox.make_workflow("fails", tasks=1)
+    address, _, fragment = sandbox.page(workflow.workflow_id).partition("#")
+    with urllib.request.urlopen(address) as reply:
+        section = reply.read().decode().partition(f'id="{fragment}"')[2].partition("</section>")[0]
+    assert f"Workflow {workflow.workflow_id}: FAILED" in section
+    assert f"Workflow run {workflow.workflow_run_id}: ERROR" in section
+    assert "task-0<td>ERROR_FATAL<td>" in section
+    assert f"cat: {workflow.marker}: No such file or directory" in section
