@@ -160,9 +160,6 @@ class AirflowStack:
         environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1,localhost," + environment.get(
             "NO_PROXY", ""
         )
-        if environment.pop("PYTHONDONTWRITEBYTECODE", ""):
-            # Honoured for the installation, yet without any bytecode everything takes twice as long.
-            environment["PYTHONPYCACHEPREFIX"] = str(_cache() / "bytecode")
         environment["PYTHONUNBUFFERED"] = "1"
         return environment | self._extra
 
