@@ -12,7 +12,10 @@ from xdist.scheduler import LoadFileScheduling
 
 FIRST = "tests/end_to_end/"
 """All of its files share one Airflow, and so one process."""
-LONG = (FIRST, "tests/proofs/", "tests/execution/", "tests/faults/", "tests/operators/")
+LONG = (
+    *(FIRST, "tests/proofs/", "tests/execution/", "tests/dev/", "tests/operators/", "tests/faults/"),
+    *("tests/contract/", "tests/test_"),
+)
 
 
 def rank(nodeid: str) -> int:

@@ -68,7 +68,7 @@ async def test_what_a_session_leaves_behind_goes_on_and_ends_with_the_host(
     pid_file = tmp_path / "pid"
     with SubmitHost({}) as host:
         monkeypatch.setenv("AIRFLOW_CONN_PASSING", json.dumps(host.connection))
-        job = f"setsid bash -c 'echo $$ > {pid_file}; exec sleep 600' < /dev/null > /dev/null 2>&1 &"
+        job = f"nohup bash -c 'echo $$ > {pid_file}; exec sleep 600' < /dev/null > /dev/null 2>&1 &"
         assert await SSHHookAsync("passing").run_command(job) == (0, "", "")
         await asyncio.to_thread(wait_until, lambda: pid_file.exists() and pid_file.read_text(), 20, "a job")
         process = Path("/proc") / pid_file.read_text().strip()
