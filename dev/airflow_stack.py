@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, object]] = {
         "job_heartbeat_sec": 1,
         "orphaned_tasks_check_interval": 10,
         "scheduler_heartbeat_sec": 1,
-        "scheduler_idle_sleep_time": 0.2,
+        "scheduler_idle_sleep_time": 0.5,
         "task_instance_heartbeat_timeout": 30,
         "task_instance_heartbeat_timeout_detection_interval": 2,
         "trigger_timeout_check_interval": 1,
