@@ -59,7 +59,9 @@ def test_each_pair_of_call_transport_and_number_of_times_is_in_the_cut() -> None
     assert met == set(itertools.product(CALLS, TRANSPORTS, ROUNDS))
 
 
-@pytest.mark.parametrize(("name", "transport", "times", "calls"), cut(), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "transport", "times", "calls"), [pytest.param(*row, id="-".join(row[:3])) for row in cut()]
+)
 async def test_right_result_or_one_typed_error(
     world: World, name: str, transport: str, times: str, calls: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
