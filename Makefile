@@ -9,9 +9,11 @@ CONSTRAINTS := dev/constraints.txt
 FUZZ_SECONDS ?= 120
 # More than there are cores, as most tests wait for a server.
 TEST_PROCESSES ?= 3
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 STAMP := $(VENV)/.installed
 
-.PHONY: help install lint audit format test fuzz services test-stack demo bench sandbox docs constraints clean
+.PHONY: help install lint audit format test test-proofs fuzz services test-stack demo bench sandbox docs constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -21,7 +23,8 @@ install: $(STAMP)  ## Set up the development environment in .venv
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable . --group dev
+# With bytecode: where Python may write none, each process of the tests would compile all of Airflow again.
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint $(CONSTRAINTS) --editable . --group dev
 	touch $@
 
 lint: audit  ## Check style, types, layers and known vulnerabilities
@@ -37,15 +40,17 @@ format: $(STAMP)  ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(STAMP)  ## Run all tests, against a real Jobmon and a real Airflow; PYTEST_ARGS="…" selects
+test: $(STAMP)  ## Run the tests, against a real Jobmon and a real Airflow; PYTEST_ARGS="…" selects
 ifeq ($(strip $(PYTEST_ARGS)),)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0 --cov --cov-report= --ignore tests/end_to_end
-	$(BIN)/python -m pytest --cov --cov-report= --cov-append tests/end_to_end
+	$(PYTEST) $(PARALLEL) --cov --cov-report=
 	$(BIN)/coverage report --fail-under 95
 	$(BIN)/coverage report --fail-under 100 --include '*/client/*'
 else
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 endif
+
+test-proofs: $(STAMP)  ## Run the long tests: every fault for every call, long state machines, outages, speed
+	$(PYTEST) $(PARALLEL) tests/proofs
 
 fuzz: $(STAMP)  ## Feed the parsers with what nobody would send, for FUZZ_SECONDS (120)
 	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
@@ -54,8 +59,8 @@ services: $(STAMP)  ## Look for the services that test-stack needs
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group stack
 	$(BIN)/python -m dev.services
 
-test-stack: services  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB and Redis
-	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),tests/stack)
+test-stack: services  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB, Redis and sshd
+	$(PYTEST) $(or $(PYTEST_ARGS),tests/stack)
 
 demo: $(STAMP)  ## Fail a Jobmon workflow and let Airflow resume it; KEEP=1 leaves the UI up
 	$(BIN)/python -m dev.demo $(if $(KEEP),--keep)

@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, object]] = {
         "job_heartbeat_sec": 1,
         "orphaned_tasks_check_interval": 10,
         "scheduler_heartbeat_sec": 1,
-        "scheduler_idle_sleep_time": 0.2,
+        "scheduler_idle_sleep_time": 0.5,
         "task_instance_heartbeat_timeout": 30,
         "task_instance_heartbeat_timeout_detection_interval": 2,
         "trigger_timeout_check_interval": 1,
@@ -160,9 +160,6 @@ class AirflowStack:
         environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1,localhost," + environment.get(
             "NO_PROXY", ""
         )
-        if environment.pop("PYTHONDONTWRITEBYTECODE", ""):
-            # Honoured for the installation, yet without any bytecode everything takes twice as long.
-            environment["PYTHONPYCACHEPREFIX"] = str(_cache() / "bytecode")
         environment["PYTHONUNBUFFERED"] = "1"
         return environment | self._extra
 

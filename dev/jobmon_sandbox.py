@@ -82,7 +82,8 @@ def install() -> Path:
         _run([sys.executable, "-m", "venv", str(folder)])
         requirements = ["--quiet", "--constraint", str(CONSTRAINTS), *PACKAGES]
         if importlib.util.find_spec("uv"):
-            _run([sys.executable, "-m", "uv", "pip", "install", "--python", str(python), *requirements])
+            options = ["--compile-bytecode", "--python", str(python)]  # as pip does by itself
+            _run([sys.executable, "-m", "uv", "pip", "install", *options, *requirements])
         else:
             _run([str(python), "-m", "pip", "install", *requirements])
         stamp.write_text(wanted)

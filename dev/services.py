@@ -1,6 +1,6 @@
-"""PostgreSQL, MariaDB and Redis on this machine, for the production stack: used, and left as they were.
+"""PostgreSQL, MariaDB, Redis and sshd on this machine, for the production stack: used, and left as they were.
 
-``python -m dev.services`` tells which of them answer, and how to get the others; exit code 0: all do.
+``python -m dev.services`` tells which of them are there, and how to get the others; exit code 0: all are.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -148,24 +150,56 @@ def redis_database() -> Iterator[str]:
     raise ServiceMissing(f"Redis at {REDIS.address}: none of the databases 1 to 15 is empty")
 
 
+def sshd() -> str:
+    """Return where OpenSSH's server is.
+
+    :raises ServiceMissing: it is not installed.
+    """
+    path = shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if path is None:
+        raise ServiceMissing("sshd is not installed. Install it (Debian: apt-get install openssh-server)")
+    return path
+
+
+def sshd_server(port: int, folder: Path, settings: Mapping[str, str]) -> Sequence[str]:
+    """Return the command that starts sshd as a submit host: see ``dev.submit_host``.
+
+    :raises ServiceMissing: it is not installed.
+    """
+    options = {
+        "ListenAddress": f"127.0.0.1:{port}",
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "user.pub",
+        "PasswordAuthentication": "no",
+        "PidFile": "none",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "SetEnv": " ".join(f'"{name}={value}"' for name, value in settings.items()),
+    }
+    (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it, and a system's own start makes it
+    return [sshd(), "-D", "-e", "-f", str(folder / "config")]
+
+
 def _new_name() -> str:
     return f"jobmon_provider_test_{secrets.token_hex(4)}"
 
 
 def main() -> int:
-    """Tell which services answer; return the exit code."""
-    databases: list[Callable[[], contextlib.AbstractContextManager[str]]]
-    databases = [postgresql_database, mariadb_database, redis_database]
+    """Tell which services are there; return the exit code."""
+    needed: list[Callable[[], contextlib.AbstractContextManager[str]]]
+    needed = [postgresql_database, mariadb_database, redis_database, lambda: contextlib.nullcontext(sshd())]
     missing = 0
-    for database in databases:
+    for service in needed:
         try:
-            with database():
+            with service():
                 continue
         except ServiceMissing as error:
             print(error, file=sys.stderr)
             missing += 1
     if not missing:
-        print("PostgreSQL, MariaDB and Redis answer")
+        print("PostgreSQL, MariaDB and Redis answer, and sshd is there")
     return 1 if missing else 0
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from airflow_jobmon_provider.client.requester import Requester
 from dev.jobmon_sandbox import JobmonSandbox
+from tests.order import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401  # hooks
 from tests.stub_server import StubServer
 from tests.teardown_limit import pytest_runtest_teardown  # noqa: F401  # a hook of pytest's
 

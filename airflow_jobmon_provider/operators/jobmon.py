@@ -258,8 +258,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         connection's, else that of the ``jobmon`` command on PATH, else Airflow's own. Templated.
     :param wait_for_completion: wait for the run's end. False: return its id at once; then another task must
         keep it alive (``WorkflowRunSensor``) or execute it before its heartbeat runs out. Default True.
-    :param workflow_run_heartbeat_interval: seconds (or a ``timedelta``) between heartbeats. Default: the connection's, else
-        Jobmon's setting, 30.
+    :param workflow_run_heartbeat_interval: seconds (or a ``timedelta``) between heartbeats. Default: the
+        connection's, else Jobmon's setting, 30.
     :param heartbeat_report_by_buffer: a heartbeat is good for the interval times this. Default: the
         connection's, else Jobmon's setting, 3.1.
     :param keep_alive: ``until_bound`` (default), or ``until_done`` for executors that do not beat themselves:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import json
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dev.airflow_stack import AirflowStack
-from dev.jobmon_sandbox import JobmonSandbox, wait_until
-from dev.launcher import Child, free_ports
+from dev.jobmon_sandbox import JobmonSandbox
+from dev.submit_host import SubmitHost
 
 SECRETS = {"password": "pass-5e4f21c0", "token": "token-19c2d4e8", "header": "head-77aa03b9"}
 EXAMPLE_DAGS = Path(__file__).resolve().parents[2] / "example_dags"
@@ -122,58 +116,14 @@ def e2e_sandbox() -> Iterator[JobmonSandbox]:
 
 
 @pytest.fixture(scope="session")
-def submit_host(
-    e2e_sandbox: JobmonSandbox, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, object]]:
-    """A real SSH server on loopback, whose sessions find this Jobmon's settings; the connection to it."""
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    assert sshd, "these tests need an SSH server: apt-get install openssh-server"
-    folder = tmp_path_factory.mktemp("sshd")
-    for key in ("host", "user"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    (port,) = free_ports(1)
-    settings = e2e_sandbox.environment()
-    jobmon = [f'"{key}={value}"' for key, value in settings.items() if key.startswith("JOBMON__")]
-    config = {
-        "ListenAddress": f"127.0.0.1:{port}",
-        "HostKey": folder / "host",
-        "AuthorizedKeysFile": folder / "user.pub",
-        "PasswordAuthentication": "no",
-        "PidFile": "none",
-        "StrictModes": "no",
-        "UsePAM": "no",
-        "SetEnv": " ".join(jobmon),
-    }
-    (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in config.items()))
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it, and a system's own start makes it
-    command = [sshd, "-D", "-e", "-f", str(folder / "config")]
-    server = Child(command, env=os.environ, cwd=folder, log=folder / "log")
-
-    def listening() -> bool:
-        assert server.alive, server.tail()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
-        return False
-
-    try:
-        wait_until(listening, 20, "sshd to listen")
-        host_key = " ".join((folder / "host.pub").read_text().split()[:2])
-        yield {
-            "conn_type": "ssh",
-            "host": "127.0.0.1",
-            "port": port,
-            "login": getpass.getuser(),
-            "extra": {"key_file": str(folder / "user"), "host_key": host_key, "no_host_key_check": False},
-        }
-    finally:
-        server.stop()
+def submit_host(e2e_sandbox: JobmonSandbox) -> Iterator[SubmitHost]:
+    with SubmitHost(e2e_sandbox.environment()) as host:
+        yield host
 
 
 @pytest.fixture(scope="session")
 def airflow(
-    e2e_sandbox: JobmonSandbox, submit_host: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+    e2e_sandbox: JobmonSandbox, submit_host: SubmitHost, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AirflowStack]:
     dags = tmp_path_factory.mktemp("dags")
     for example in EXAMPLE_DAGS.glob("*.py"):
@@ -199,7 +149,7 @@ def airflow(
     connections = {
         "jobmon_default": {**server, "login": "airflow", "password": SECRETS["password"], "extra": extra},
         "jobmon_gateway": {**server, "password": SECRETS["token"], "extra": gateway},
-        "jobmon_submit_host": submit_host,
+        "jobmon_submit_host": submit_host.connection,
     }
     with AirflowStack(
         dags_folder=dags,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -14,15 +13,17 @@ from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.end_to_end.conftest import SECRETS
 from tests.end_to_end.dag_runs import (
+    OVER_SSH,
     assert_ended,
     assert_nothing_claimed_of_an_executors_run,
     command_lines,
     errors,
+    execute_over_ssh,
     new_run,
     provider_beats,
 )
 
-EXECUTE, OVER_SSH = "jobmon_resume_and_execute", "jobmon_execute_over_ssh"
+EXECUTE = "jobmon_resume_and_execute"
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -133,23 +134,7 @@ def test_marking_the_task_failed_stops_run_and_executor(
 def test_a_run_is_executed_on_a_submit_host(
     e2e_sandbox: JobmonSandbox, airflow: AirflowStack, tmp_path: Path
 ) -> None:
-    executor = Path(shutil.copy(EXECUTOR, tmp_path))  # nothing else of this package is over there
-    workflow = e2e_sandbox.make_workflow_in("E", tasks=2)
-    workflow.release()
-    conf = {
-        "workflow_id": workflow.workflow_id,
-        "cluster_name": "multiprocess",
-        "python": str(e2e_sandbox.python),
-        "executor": str(executor),
-    }
-    dag_run = airflow.trigger(OVER_SSH, conf)
-    run = new_run(e2e_sandbox, workflow)
-    assert_ended(airflow, OVER_SSH, dag_run, "success")
-    tasks = dict.fromkeys(("resume", "create", "execute", "watch"), "success")
-    assert airflow.task_states(OVER_SSH, dag_run) == {**tasks, "abort": "skipped"}
-    assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
-    assert f"workflow run {run} ended DONE (D)" in airflow.task_log(OVER_SSH, dag_run, "watch")
-    assert "ended DONE (D): 2 of 2 tasks done" in airflow.task_log(OVER_SSH, dag_run, "execute")
+    execute_over_ssh(e2e_sandbox, airflow, tmp_path)
 
 
 def test_what_the_submit_host_cannot_execute_ends_both_tasks(

@@ -19,7 +19,13 @@ from typing import Any
 
 import hypothesis
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from airflow_jobmon_provider.client.conversations import (
     Ask,
@@ -728,3 +734,23 @@ def say(machine: Interleavings, *faults: Fault) -> None:
     for fault in faults or (Fault.NONE,):
         machine.exchange(machine.talks[-1], fault)
         machine.the_rules_hold()
+
+
+def explore(machine: Callable[[], Interleavings], *, examples: int) -> None:
+    """Let chance choose the steps.
+
+    :param machine: returns a new one.
+    :param examples: how many times, each of 45 steps, of which a third does not apply.
+    """
+    run_state_machine_as_test(
+        machine,  # type: ignore[arg-type]  # any factory will do
+        settings=hypothesis.settings(
+            max_examples=examples,
+            stateful_step_count=45,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            # Each step asks a real server, which takes milliseconds, and tens of them on a busy machine.
+            suppress_health_check=[hypothesis.HealthCheck.too_slow],
+        ),
+    )

@@ -1,6 +1,6 @@
 """Our conversations among executors, Jobmon's reaper and other clients, in any order, on a real Jobmon.
 
-What is checked after every step is in ``machine.py``.
+What is checked after every step is in ``machine.py``. Chance has more time in ``tests/proofs``.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from tests.faults.machine import FAULTS_IN_ITS_STRIDE, SITUATIONS, Fault, Interleavings, World, say
+from tests.faults.machine import FAULTS_IN_ITS_STRIDE, SITUATIONS, Fault, Interleavings, World, explore, say
 
 # --- Scripts: what chance may miss --------------------------------------------------------------------------
 
@@ -173,15 +171,4 @@ def test_whatever_the_order_the_rules_hold(world: World) -> None:
         machine.the_rules_hold()
         machine.teardown()
     assert [situation for situation in SITUATIONS if not world.seen[situation]] == []
-    run_state_machine_as_test(
-        lambda: Interleavings(world),  # type: ignore[arg-type]  # any factory will do
-        settings=settings(
-            max_examples=18,  # on each of the two sets of routes
-            stateful_step_count=45,  # of which a third does not apply
-            deadline=None,
-            database=None,
-            print_blob=True,
-            # Each step asks a real server, which takes milliseconds, and tens of them on a busy machine.
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    explore(lambda: Interleavings(world), examples=4)

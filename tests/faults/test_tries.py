@@ -1,33 +1,16 @@
 """The tries of a task of ours among users, siblings, drained workers, other servers and rotated tokens.
 
-What is checked after every step is in ``task_machine.py``.
+What is checked after every step is in ``task_machine.py``. Chance has more time in ``tests/proofs``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from tests.faults.gate import Gate
-from tests.faults.machine import Fault, World, say
-from tests.faults.process import take_charge
+from tests.faults.machine import Fault, explore, say
 from tests.faults.task_machine import SITUATIONS_OF_A_TASK, Site, TaskMachine
-
-
-@pytest.fixture
-def site(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    here, elsewhere = Gate(world.sandbox.url), Gate(world.sandbox.url)
-    time = take_charge(monkeypatch)
-    known = {field.name: getattr(world, field.name) for field in fields(world)}
-    yield Site(**known, here=here, elsewhere=elsewhere, time=time, patch=monkeypatch)
-    here.close()
-    elsewhere.close()
-
 
 # --- Scripts: what chance may miss --------------------------------------------------------------------------
 
@@ -233,14 +216,4 @@ def test_no_try_harms_a_run_that_its_user_has_not_ended(site: Site) -> None:
         machine.the_rules_hold()
         machine.teardown()
     assert [situation for situation in SITUATIONS_OF_A_TASK if not site.seen[situation]] == []
-    run_state_machine_as_test(
-        lambda: TaskMachine(site),  # type: ignore[arg-type]  # any factory will do
-        settings=settings(
-            max_examples=10,  # on each of the two sets of routes
-            stateful_step_count=45,
-            deadline=None,
-            database=None,
-            print_blob=True,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    explore(lambda: TaskMachine(site), examples=3)

@@ -17,7 +17,9 @@ import pytest
 from dev import services
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox
+from dev.submit_host import SubmitHost
 from tests.end_to_end.conftest import EXAMPLE_DAGS, SECRETS
+from tests.end_to_end.dag_runs import OVER_SSH
 
 INTERVAL, BUFFER = 30.0, 3.1
 WINDOW = INTERVAL * BUFFER  # seconds for which a heartbeat is good
@@ -38,10 +40,20 @@ def jobmon() -> Iterator[JobmonSandbox]:
 
 
 @pytest.fixture(scope="session")
-def production(jobmon: JobmonSandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowStack]:
+def submit_host(jobmon: JobmonSandbox) -> Iterator[SubmitHost]:
+    """OpenSSH's own server, whose sessions find this Jobmon."""
+    with SubmitHost(jobmon.environment(), server=services.sshd_server) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def production(
+    jobmon: JobmonSandbox, submit_host: SubmitHost, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AirflowStack]:
     """Airflow with CeleryExecutor: two workers, two triggerers."""
     dags = tmp_path_factory.mktemp("dags")
-    for file in (*EXAMPLE_DAGS.glob("jobmon_resume_many.py"), *DAGS.glob("*.py")):
+    examples = (EXAMPLE_DAGS / f"{name}.py" for name in ("jobmon_resume_many", OVER_SSH))
+    for file in (*examples, *DAGS.glob("*.py")):
         (dags / file.name).write_text(file.read_text())
     host, port = jobmon.url.removeprefix("http://").split(":")
     server = {"conn_type": "jobmon", "host": host, "port": int(port)}
@@ -57,6 +69,7 @@ def production(jobmon: JobmonSandbox, tmp_path_factory: pytest.TempPathFactory) 
     connections = {
         name: json.dumps({**server, **credentials[name], "extra": extras[name]}) for name in credentials
     }
+    connections["jobmon_submit_host"] = json.dumps(submit_host.connection)
     settings = {
         "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "5",
