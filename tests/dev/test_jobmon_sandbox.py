@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dev.jobmon_sandbox import JobmonSandbox, SandboxError, install, wait_until
-from tests.dev.foreground import processes_that_hold
+from tests.foreground import processes_that_hold
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "README.md").read_text()
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = (".ci", "airflow_jobmon_provider", "benchmarks", "dev", "docs", "example_dags", "tests")

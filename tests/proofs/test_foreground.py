@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dev.foreground import PROJECT, processes_that_hold, started
+from tests.foreground import PROJECT, processes_that_hold, started
 
 MOMENTS = {
     "at once": "jobmon-dev-*",

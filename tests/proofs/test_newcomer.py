@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.dev.foreground import started
+from tests.foreground import started
 
 pytestmark = pytest.mark.timeout(1200)  # a Jobmon, an Airflow, and two DAG runs, on a machine that is busy
 DAG_ID = "jobmon_resume_and_execute"
@@ -73,9 +73,12 @@ def test_the_demo_that_is_kept_shows_a_run_that_ends_well_and_one_that_fails(tmp
         (failed,) = re.findall(rf"^  {url}/dags/{DAG_ID}/runs/(\S+)/tasks/run$", demo.output, re.MULTILINE)
         assert of_airflow(url, done)["state"] == "success"
         assert of_airflow(url, failed)["state"] == "failed"
-        assert "No such file or directory" in json.dumps(of_airflow(url, failed, "/taskInstances/run/logs/1"))
-        for run, task, workflow in ((done, "run", "DONE"), (failed, "resume", "FAILED")):
-            link = of_airflow(url, run, f"/taskInstances/{task}/links")["extra_links"]["Jobmon workflow"]
+        assert of_airflow(url, failed, "/taskInstances/run")["try_number"] == 1  # the last one: rule 10
+        log = json.dumps(of_airflow(url, failed, "/taskInstances/run/logs/1"))
+        assert "tasks failed, 0 done" in log
+        assert "No such file or directory" in log
+        for run, workflow in ((done, "DONE"), (failed, "FAILED")):
+            link = of_airflow(url, run, "/taskInstances/run/links")["extra_links"]["Jobmon workflow"]
             address, _, fragment = link.partition("#")
             assert f'id="{fragment}"><h2>Workflow {fragment[-1]}: {workflow}' in read(address)
         assert demo.end(signal.SIGINT) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dev.jobmon_sandbox import wait_until
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 def processes_that_hold(*texts: str) -> list[int]:
