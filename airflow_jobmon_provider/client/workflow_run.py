@@ -7,7 +7,6 @@ resumable, and a reply that says no raises.
 
 from __future__ import annotations
 
-import getpass
 import logging
 import time
 from typing import Any
@@ -38,6 +37,7 @@ from airflow_jobmon_provider.client.settings import (
     DEFAULT_RETRIES_TIMEOUT,
     heartbeat_defaults,
 )
+from airflow_jobmon_provider.client.user import current_user
 from airflow_jobmon_provider.client.validation import number, positive_id
 
 __all__ = ["WorkflowRun", "WorkflowRunFactory", "logger"]
@@ -258,7 +258,7 @@ class WorkflowRun:
         if not isinstance(workflow_id, int) or isinstance(workflow_id, bool):
             workflow_id = positive_id("workflow_id", workflow_id)
         self.workflow_id = workflow_id
-        self.user = getpass.getuser()
+        self.user = current_user()
         self.requester = Requester.from_defaults() if requester is None else requester
         default = heartbeat_defaults()
         self.heartbeat_interval, self.heartbeat_report_by_buffer = default.interval, default.buffer

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import math
-import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowException
 
@@ -22,6 +20,7 @@ from airflow_jobmon_provider.client.conversations import (
 from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
+from airflow_jobmon_provider.client.user import current_user
 from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
 from airflow_jobmon_provider.operators._retry import Preparation, Step, next_step, preparation
 from airflow_jobmon_provider.task.limits import execution_deadline
@@ -96,7 +95,7 @@ class Beginning:
             return None
         creating = create_run(
             self._workflow_id,
-            user=_user(self._log),
+            user=current_user(),
             good_for=good_for,
             timeout=self._left(),
             perhaps_lost=self._memory.is_retry,  # by a try that died before its run was known
@@ -216,16 +215,3 @@ class Beginning:
         ready = make_ready(self._workflow_id, patience=patience, timeout=self._left(), clock=time.monotonic)
         self._attempt.converse(self._hook, ready)
         self._log.info("workflow %d is ready for its next run", self._workflow_id)
-
-
-def _user(log: Any) -> str:
-    """Return the user for whom Jobmon records a run: this process's."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # as in a container with a user id of its own
-        user = f"uid-{os.getuid()}"
-        log.warning(
-            "this process's user id has no name; Jobmon records the run for %r. Set LOGNAME to name the user",
-            user,
-        )
-        return user
