@@ -11,7 +11,11 @@ import pytest
 
 from airflow_jobmon_provider.client.requester import Requester
 from dev.jobmon_sandbox import JobmonSandbox
-from tests.order import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401  # hooks
+from tests.order import (  # noqa: F401  # a fixture and hooks
+    _give_way,
+    pytest_collection_modifyitems,
+    pytest_xdist_make_scheduler,
+)
 from tests.stub_server import StubServer
 from tests.teardown_limit import pytest_runtest_teardown  # noqa: F401  # a hook of pytest's
 

@@ -1,10 +1,13 @@
 """In which order the tests run, and which of them share a process, where there are several processes.
 
-Each process takes the next file that is left, so that those which take minutes come first.
+Each process takes the next file that is left, so that those which take minutes come first. The process with
+the Airflow has the right of way: Airflow's own time limits, such as that of a trigger that is killed, do not
+know that the machine is busy.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -21,6 +24,13 @@ LONG = (
 def rank(nodeid: str) -> int:
     """Return the place of a test's folder."""
     return next((place for place, folder in enumerate(LONG) if nodeid.startswith(folder)), len(LONG))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _give_way() -> None:
+    """Let a process that does not begin with the first folder step back, and all that it starts."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not os.environ["PYTEST_CURRENT_TEST"].startswith(FIRST):
+        os.nice(5)
 
 
 class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
