@@ -24,6 +24,7 @@ COMMON_COMPAT = {
         *("BaseSensorOperator", "Connection", "Context", "DAG", "Param", "TaskDeferred", "XCom", "conf"),
         *("task", "task_group"),
     },
+    "airflow.providers.common.compat.standard.triggers": {"TimeDeltaTrigger"},
 }
 # Import names of what is asked for; Airflow and the standard library aside.
 DISTRIBUTIONS = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import Enum
 
-from airflow_jobmon_provider.client.validation import number
+from airflow_jobmon_provider.client.validation import number, seconds
 
 _WHY_LATE = "every heartbeat would come too late"
 
@@ -52,6 +53,17 @@ def check_heartbeat(interval: float | None, buffer: float | None) -> None:
         number("workflow_run_heartbeat_interval", interval, above=0, why=_WHY_LATE)
     if buffer is not None:
         number("heartbeat_report_by_buffer", buffer, above=1, why=_WHY_LATE)
+
+
+def checked_interval(interval: float | timedelta | None, buffer: float | None) -> float | None:
+    """Return a heartbeat's interval in seconds, checked with the buffer where they are given.
+
+    :param interval: in seconds, or a ``timedelta``; None: not given.
+    :raises ValueError: see :func:`check_heartbeat`.
+    """
+    in_seconds = None if interval is None else seconds("workflow_run_heartbeat_interval", interval)
+    check_heartbeat(in_seconds, buffer)
+    return in_seconds
 
 
 def heartbeat_of(default: Heartbeat, interval: float | None, buffer: float | None) -> Heartbeat:

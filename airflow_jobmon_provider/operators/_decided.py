@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_jobmon_provider.client.conversations.pacing import KILL_PATIENCE
+from airflow_jobmon_provider.client.conversations import KILL_PATIENCE
 from airflow_jobmon_provider.task.limits import remaining
 
 if TYPE_CHECKING:

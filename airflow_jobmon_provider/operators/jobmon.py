@@ -13,14 +13,14 @@ in modules that only a running task imports:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, BaseOperator, conf
 
-from airflow_jobmon_provider.client.heartbeat import KeepAlive, check_heartbeat, heartbeat_of
+from airflow_jobmon_provider.client.heartbeat import KeepAlive, checked_interval, heartbeat_of
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_jobmon_provider.client.conversations import RunEnd
+    from airflow_jobmon_provider.execution.process import Execution
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._decided import OwnRun, Resume
     from airflow_jobmon_provider.operators._ending import Ending
@@ -325,10 +326,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_literal_id("workflow_id", workflow_id)
-        if workflow_run_heartbeat_interval is not None:
-            name = "workflow_run_heartbeat_interval"
-            workflow_run_heartbeat_interval = seconds(name, workflow_run_heartbeat_interval)
-        check_heartbeat(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
+        interval = checked_interval(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
         self.workflow_id = workflow_id
         if cluster_name is not None and not wait_for_completion:
             raise ValueError("cluster_name needs wait_for_completion=True: the worker executes the run")
@@ -336,17 +334,15 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         self.cluster_name = cluster_name
         self.jobmon_python = jobmon_python
         self.wait_for_completion = wait_for_completion
-        self.workflow_run_heartbeat_interval = workflow_run_heartbeat_interval
+        self.workflow_run_heartbeat_interval = interval
         self.heartbeat_report_by_buffer = heartbeat_report_by_buffer
         self.keep_alive = one_of("keep_alive", keep_alive, _KEEP_ALIVE)
         self.create_timeout = seconds("create_timeout", create_timeout)
         self.handoff_timeout = seconds("handoff_timeout", handoff_timeout, above=0)
         self.startup_timeout = seconds("startup_timeout", startup_timeout, above=0)
         self.poll_interval = seconds("poll_interval", poll_interval, above=0)
-        self.cancel_on_kill = cancel_on_kill
-        self.resume_on_retry = resume_on_retry
-        self.if_done = one_of("if_done", if_done, _IF_DONE)
-        self.deferrable = deferrable
+        self.cancel_on_kill, self.resume_on_retry = cancel_on_kill, resume_on_retry
+        self.if_done, self.deferrable = one_of("if_done", if_done, _IF_DONE), deferrable
 
     def execute(self, context: Context) -> int | None:
         """Create the run, or find that of an earlier try, and wait for its end here or in the triggerer."""
@@ -385,19 +381,26 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 if not self.wait_for_completion:
                     with attempt.waiting():
                         return run
-                if start_executor is not None and status is RunStatus.LINKING:
-                    with attempt.waiting():
-                        attempt.execution = start_executor(workflow_id, run)
-                        end = watcher.wait_for(attempt.execution)
-                else:
-                    end = self._wait(attempt, watcher, own, status)
+                end = self._wait(attempt, watcher, own, status, start_executor)
                 attempt.settled = end.status is not None and end.status.is_terminal
         return self._ending(context, own, hook).finish(RunEvent.of(end, run, workflow_id))
 
-    def _wait(self, attempt: Attempt, watcher: Watcher, own: OwnRun, status: RunStatus) -> RunEnd:
-        """Wait here or in the triggerer for the end of a run that another executor than ours executes."""
+    def _wait(
+        self,
+        attempt: Attempt,
+        watcher: Watcher,
+        own: OwnRun,
+        status: RunStatus,
+        start_executor: Callable[[int, int], Execution] | None,
+    ) -> RunEnd:
+        """Wait for the run's end: here if our own executor executes it, else here or in the triggerer."""
         from airflow_jobmon_provider.client.conversations import ended
 
+        assert own.workflow_id is not None
+        if start_executor is not None and status is RunStatus.LINKING:
+            with attempt.waiting():
+                attempt.execution = start_executor(own.workflow_id, own.workflow_run_id)
+                return watcher.wait_for(attempt.execution)
         if status.is_terminal:  # don't defer a run that has already ended
             return ended(own.workflow_run_id, status)
         with attempt.waiting():

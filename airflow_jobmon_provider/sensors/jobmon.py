@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
 from airflow_jobmon_provider.client.exceptions import ResumeTimeout
-from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive, check_heartbeat, heartbeat_of
+from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive, checked_interval, heartbeat_of
 from airflow_jobmon_provider.client.lifecycle import Owner
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
@@ -173,10 +173,7 @@ class WorkflowRunSensor(JobmonSensor):
         check_literal_id("workflow_run_id", workflow_run_id)
         self.workflow_run_id = workflow_run_id
         self.keep_alive = one_of("keep_alive", keep_alive, tuple(k.value for k in KeepAlive))
-        interval = workflow_run_heartbeat_interval
-        if interval is not None:
-            interval = seconds("workflow_run_heartbeat_interval", interval)
-        check_heartbeat(interval, heartbeat_report_by_buffer)
+        interval = checked_interval(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
         self.workflow_run_heartbeat_interval = interval
         self.heartbeat_report_by_buffer = heartbeat_report_by_buffer
         if poll_interval is None:

@@ -33,7 +33,7 @@ from airflow_jobmon_provider.client.conversations.failure import (
     explain_failure,
     reason_of,
 )
-from airflow_jobmon_provider.client.conversations.pacing import COMMIT_PATIENCE, Uniform
+from airflow_jobmon_provider.client.conversations.pacing import COMMIT_PATIENCE, KILL_PATIENCE, Uniform
 from airflow_jobmon_provider.client.conversations.progress import (
     COUNT_TIMEOUT,
     LONGEST_COSTLY_PAUSE,
@@ -83,6 +83,7 @@ __all__ = [
     "COMMIT_PATIENCE",
     "COUNT_TIMEOUT",
     "EXPLANATION_TIMEOUT",
+    "KILL_PATIENCE",
     "LAST_LOOK",
     "LONGEST_COSTLY_PAUSE",
     "LONGEST_PROGRESS_PAUSE",
