@@ -31,7 +31,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_jobmon_provider.client.exceptions import ServerFailure, ServerUnreachable
 from airflow_jobmon_provider.client.validation import seconds
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
-from airflow_jobmon_provider.task.errors import airflow_errors
+from airflow_jobmon_provider.task.errors import RetryIsUseless, airflow_errors
 from airflow_jobmon_provider.task.limits import execution_deadline, remaining
 from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral
 from airflow_jobmon_provider.triggers.events import Event, UnreadableEvent
@@ -249,6 +249,9 @@ class JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         """Skip the task instead, where ``soft_fail`` or ``never_fail`` wants that."""
         try:
             yield
+        except RetryIsUseless as error:
+            self._skip_after_error(error)
+            raise
         except (AirflowFailException, AirflowSensorTimeout, AirflowTaskTimeout) as end:
             if self.soft_fail or self.never_fail:
                 self._skip(end)
@@ -256,10 +259,13 @@ class JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         except (AirflowRescheduleException, AirflowSkipException, UnreadableEvent, ValueError):
             raise  # no end, or one that says nothing of what was waited for
         except Exception as error:
-            if self.never_fail:
-                self.log.error("%s", error)
-                self._skip(error)
+            self._skip_after_error(error)
             raise
+
+    def _skip_after_error(self, error: Exception) -> None:
+        if self.never_fail:
+            self.log.error("%s", error)
+            self._skip(error)
 
     def _skip(self, end: BaseException) -> NoReturn:
         flag = "soft_fail" if self.soft_fail else "never_fail"
@@ -272,10 +278,9 @@ class JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         """Look; with ``silent_fail``, an error is logged, and does not end the wait."""
         try:
             return look()
-        except (AirflowFailException, ValueError):
-            raise
         except Exception as error:
-            if not self.silent_fail:
+            is_end = isinstance(error, AirflowFailException) and not isinstance(error, RetryIsUseless)
+            if is_end or isinstance(error, ValueError) or not self.silent_fail:
                 raise
             self._seen = str(error)
             self.log.error("%s; will keep trying, as silent_fail=True", error)

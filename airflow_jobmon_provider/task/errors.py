@@ -15,17 +15,21 @@ _RETRY_IS_USELESS = (WorkflowNotFound, RouteNotSupported)
 _CLOCKS_DIFFER = 0.05  # seconds, between the monotonic clock that requests end by and the one of deadlines
 
 
+class RetryIsUseless(AirflowFailException):
+    """What was asked for is impossible, and would be for a retry."""
+
+
 @contextlib.contextmanager
 def airflow_errors() -> Iterator[None]:
     """Turn the client's errors into Airflow's: the same line, and no chain of tracebacks in the task log.
 
-    :raises AirflowFailException: no retry can help.
+    :raises RetryIsUseless: no retry can help.
     :raises AirflowException: one may.
     """
     try:
         yield
     except _RETRY_IS_USELESS as error:
-        raise AirflowFailException(str(error)) from None
+        raise RetryIsUseless(str(error)) from None
     except JobmonError as error:
         raise AirflowException(str(error)) from None
 

@@ -190,9 +190,9 @@ class WorkflowResumableTrigger(_JobmonTrigger):
         force_cleanup: bool = False,
         deadline: float | None = None,
         reset_running_jobs: bool | None = None,
-        server: str | None = None,
         kill_patience: float = 0.0,
         poll_interval: float | None = None,
+        server: str | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id, server)
         self.reset_running_jobs = reset_running_jobs
@@ -214,9 +214,9 @@ class WorkflowResumableTrigger(_JobmonTrigger):
                 "force_cleanup": self.force_cleanup,
                 "deadline": self.deadline,
                 "reset_running_jobs": self.reset_running_jobs,
-                "server": self.server,
                 "kill_patience": self.kill_patience,
                 "poll_interval": self.poll_interval,
+                "server": self.server,
             },
         )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -369,27 +367,24 @@ def test_a_run_that_no_executor_takes_is_aborted(sandbox: JobmonSandbox, deferra
     assert not isinstance(caught.value, AirflowFailException)  # a retry creates another
 
 
-@pytest.mark.parametrize("waits", [True, False])
 def test_a_run_that_waits_for_an_executor_tells_the_command_that_executes_it(
-    sandbox: JobmonSandbox, logged: Callable[[], str], waits: bool
+    sandbox: JobmonSandbox, logged: Callable[[], str]
 ) -> None:
     workflow = sandbox.make_workflow_in("E")
     workflow_id = workflow.workflow_id
     workflow.release()
     run_task(resume(workflow_id))
-    task = create(workflow_id, deferrable=True, wait_for_completion=waits)
-    with pytest.raises(TaskDeferred) if waits else contextlib.nullcontext():
-        task.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
+    run_task(create(workflow_id, wait_for_completion=False))
     (command,) = re.findall(r"JOBMON__HTTP__SERVICE_URL=.*--cluster-name=CLUSTER", logged())
     command = command.replace(" python ", f" {shlex.quote(str(sandbox.python))} ").replace(
         "CLUSTER", "multiprocess"
     )
-    env = {name: value for name, value in os.environ.items() if not name.startswith("JOBMON__")}
+    env = {name: value for name, value in sandbox.environment().items() if "__HTTP__" not in name}
     subprocess.run(command, shell=True, check=True, env=env, timeout=120)  # noqa: S602  # as a user pastes it
     assert last_run(sandbox, workflow_id)[1] == "D"
 
 
-def test_the_id_is_pushed_before_the_wait(sandbox: JobmonSandbox) -> None:
+def test_the_id_is_pushed_before_the_wait(sandbox: JobmonSandbox, logged: Callable[[], str]) -> None:
     workflow_id = sandbox.make_workflow_in("E").workflow_id
     ti = TaskInstance()
     context: Any = {"ti": ti}
@@ -397,6 +392,7 @@ def test_the_id_is_pushed_before_the_wait(sandbox: JobmonSandbox) -> None:
         create(workflow_id, deferrable=True, execution_timeout=timedelta(hours=5)).execute(context)
     run = last_run(sandbox, workflow_id)[0]
     assert ti.xcoms == {LINK: "", "workflow_id": workflow_id, "workflow_run_id": run}
+    assert f"workflow run {run} waits for an executor" in logged()
     trigger = deferred.value.trigger
     assert trigger.workflow_id == workflow_id
     assert isinstance(trigger, WorkflowRunHeartbeatTrigger)
