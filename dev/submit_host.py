@@ -35,7 +35,7 @@ def asyncssh_server(port: int, folder: Path, settings: Mapping[str, str]) -> Seq
 
 
 class SubmitHost:
-    """An SSH server that lets in whoever has its key; a context manager.
+    """An SSH server that lets in the users of its key; a context manager.
 
     Everything that was started over there ends with it.
 

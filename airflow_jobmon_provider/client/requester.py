@@ -72,7 +72,7 @@ class Requester:
     """
 
     has_been_reached = False
-    """Whether the server has answered before, this requester or another one of whoever uses this one."""
+    """Whether the server has answered before, to this requester or to another one for the same user of it."""
 
     _unknown_since: float | None = None  # not set by `_open`: other settings are of the same server
 

@@ -1,6 +1,6 @@
 """The address of a server, from what a connection's host, schema, port and type say about it.
 
-Airflow takes a URI apart in its own way, and each of these is what somebody may write:
+Airflow takes a URI apart in its own way, and each of these is what a user may write:
 
 ==================================  ==================  ============  =========  =================
 as a URI                            type                host          schema     means

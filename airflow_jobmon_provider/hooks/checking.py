@@ -26,7 +26,7 @@ from airflow_jobmon_provider.hooks.connection import JobmonServer
 _PREFIXES = ("/api/v3", "/api/v2", "")
 
 _PATIENCE = 5.0
-"""Seconds for each further request: somebody waits for the answer."""
+"""Seconds for each further request: the user waits for the answer."""
 
 _OTHER_SCHEME = {
     "http": ("https", "the server speaks TLS on this port: set the schema to https"),

@@ -89,7 +89,7 @@ class Watcher:
         self._log = wanted.log
 
     def tell_how_to_execute(self) -> None:
-        """Log the command that executes the run, which waits for somebody to give it."""
+        """Log the command that executes the run, which waits until a user or another task gives it."""
         wanted, own = self._wanted, self._own
         assert own.workflow_id is not None
         self._log.info(
