@@ -310,7 +310,17 @@ def test_a_done_one_is_asked_nothing_else() -> None:
 
 def test_the_probe_takes_405_for_a_yes() -> None:
     server = Server(((0, "R", False),), {"probe": InvalidRequest("POST only", 405)})
-    assert not begin(server, increase_resources=True).at_rest
+    begun = begin(server, increase_resources=True)
+    assert not begun.at_rest
+    assert begun.increase_resources
+
+
+def test_by_default_resources_are_raised_if_the_server_can() -> None:
+    can = Server(((0, "F", True),), {"probe": InvalidRequest("POST only", 405)})
+    assert begin(can, increase_resources=None).increase_resources
+    cannot = Server(((0, "F", True),), {"probe": InvalidRequest("no route", 404)})
+    assert not begin(cannot, increase_resources=None).increase_resources
+    assert cannot.notes == ["workflow 7: its tasks keep the resources that they have: no route"]
 
 
 # --- the reset ----------------------------------------------------------------------------------------------

@@ -95,17 +95,17 @@ def begin_resume(
 
 def _can_raise(workflow_id: int, wanted: bool | None, retries: Retries, clock: Clock) -> Conversation[bool]:
     """Return whether resources are to be raised: as wanted, or if the server can."""
-    if wanted is False:
-        return False
+    can = wanted is not False
     try:
-        yield from check_increase_resources(workflow_id, retries, clock)
+        if can:
+            yield from check_increase_resources(workflow_id, retries, clock)
     except InvalidRequest as error:
         if wanted:
             raise
         text = f"workflow {workflow_id}: its tasks keep the resources that they have: {error}"
         yield Note(logging.INFO, text)
-        return False
-    return True
+        can = False
+    return can
 
 
 def check_increase_resources(workflow_id: int, retries: Retries, clock: Clock) -> Conversation[None]:
