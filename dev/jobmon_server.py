@@ -205,20 +205,26 @@ def page() -> HTMLResponse:
 
 def section(session: Any, workflow: Workflow) -> str:
     """Return a workflow with its runs, its tasks, and the last error of each that has failed."""
-    status = session.get(WorkflowStatus, workflow.status).label
+    status = label_of(session, WorkflowStatus, workflow.status)
     runs = sorted(
-        (run.id, session.get(WorkflowRunStatus, run.status).label) for run in workflow.workflow_runs
+        (run.id, label_of(session, WorkflowRunStatus, run.status)) for run in workflow.workflow_runs
     )
     lines = [f'<section id="/workflow/{workflow.id}"><h2>Workflow {workflow.id}: {status}</h2><p>']
-    lines += [f"Workflow run {run}: {label}<br>" for run, label in runs]
+    lines += [f"Workflow run {run}: {label}<br>" for run, label in sorted(runs.items())]
     lines.append("</p><table>")
     tasks = select(Task).where(Task.workflow_id == workflow.id).order_by(Task.id).limit(SHOWN)
     for task in session.scalars(tasks):
         errors = [error.description for instance in task.task_instances for error in instance.errors]
         last = errors[-1] if errors and task.status == "F" else ""
-        label = session.get(TaskStatus, task.status).label
+        label = label_of(session, TaskStatus, task.status)
         lines.append(f"<tr><td>{escape(task.name)}<td>{label}<td>{escape(last)}")
     return "\n".join([*lines, "</table></section>"])
+
+
+def label_of(session: Any, statuses: Any, code: str) -> str:
+    """Return a status's name; of one that Jobmon does not know, as a test may set it, the code."""
+    row = session.get(statuses, code)
+    return code if row is None else str(row.label)
 
 
 class RequestLog:

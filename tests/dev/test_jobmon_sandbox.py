@@ -137,3 +137,10 @@ def test_a_page_shows_workflows_in_place_of_jobmons_gui(sandbox: JobmonSandbox) 
     assert f"Workflow run {workflow.workflow_run_id}: ERROR" in section
     assert "task-0<td>ERROR_FATAL<td>" in section
     assert f"cat: {workflow.marker}: No such file or directory" in section
+
+
+def test_a_page_shows_a_status_that_jobmon_does_not_know(sandbox: JobmonSandbox) -> None:
+    workflow = sandbox.make_workflow_in("E")
+    sandbox.change("UPDATE workflow_run SET status = 'X' WHERE id = ?", workflow.workflow_run_id)
+    with urllib.request.urlopen(sandbox.page(workflow.workflow_id).partition("#")[0]) as reply:
+        assert f"Workflow run {workflow.workflow_run_id}: X" in reply.read().decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sqlite3
 
 import pytest
@@ -125,10 +126,18 @@ def test_many_workflows_are_resumed_at_once(
         assert airflow.xcom(dag, dag_run, "resume_and_run.run", map_index=index) == run
 
 
+def wait_until_scheduler_knows_of_the_deferral(airflow: AirflowStack, dag_run: str) -> None:
+    """Airflow fails a task that comes back before its scheduler has heard that its process has ended."""
+    heard = re.compile(rf"Received executor event .*task_id='run', run_id='{re.escape(dag_run)}'")
+    scheduler = airflow.directory / "scheduler.log"
+    wait_until(lambda: heard.search(scheduler.read_text(errors="replace")), 60, "the executor's event")
+
+
 def test_a_run_that_ends_badly_fails_the_task(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
     workflow = e2e_sandbox.make_workflow_in("E")  # and not released, so its tasks will fail
     dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
     run = new_run(e2e_sandbox, workflow)
+    wait_until_scheduler_knows_of_the_deferral(airflow, dag_run)
     e2e_sandbox.execute(workflow.workflow_id, run)
     assert_ended(airflow, RESUME_AND_CREATE, dag_run, "failed")
     assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "success", "run": "failed"}
