@@ -210,7 +210,7 @@ def section(session: Any, workflow: Workflow) -> str:
         (run.id, label_of(session, WorkflowRunStatus, run.status)) for run in workflow.workflow_runs
     )
     lines = [f'<section id="/workflow/{workflow.id}"><h2>Workflow {workflow.id}: {status}</h2><p>']
-    lines += [f"Workflow run {run}: {label}<br>" for run, label in sorted(runs.items())]
+    lines += [f"Workflow run {run}: {label}<br>" for run, label in runs]
     lines.append("</p><table>")
     tasks = select(Task).where(Task.workflow_id == workflow.id).order_by(Task.id).limit(SHOWN)
     for task in session.scalars(tasks):
