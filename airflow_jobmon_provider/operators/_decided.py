@@ -21,6 +21,7 @@ class Wanted(Protocol):
     jobmon_conn_id: str
     cluster_name: str | None
     jobmon_python: str | None
+    wait_for_completion: bool
     keep_alive: str
     create_timeout: float
     handoff_timeout: float

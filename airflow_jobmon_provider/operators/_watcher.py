@@ -92,12 +92,15 @@ class Watcher:
         """Log the command that executes the run, which waits until a user or another task gives it."""
         wanted, own = self._wanted, self._own
         assert own.workflow_id is not None
+        until = "has to be kept alive by another task"
+        if wanted.wait_for_completion:
+            until = f"is kept alive for up to {wanted.handoff_timeout:g} s (handoff_timeout)"
         self._log.info(
-            "workflow run %d waits for an executor, and is kept alive for up to %g s (handoff_timeout). To"
-            " execute it, run this where Jobmon's client is, with its Python and the name of the cluster"
-            " (elsewhere than here, copy executor.py there first, which is one file):\n%s",
+            "workflow run %d waits for an executor, and %s. To execute it, run this where Jobmon's client is,"
+            " with its Python and the name of the cluster (elsewhere than here, copy executor.py there first,"
+            " which is one file):\n%s",
             self._run,
-            wanted.handoff_timeout,
+            until,
             command_by_hand(self._hook.server.settings.service_url, own.workflow_id, self._run),
         )
 

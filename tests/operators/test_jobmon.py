@@ -375,6 +375,7 @@ def test_a_run_that_waits_for_an_executor_tells_the_command_that_executes_it(
     workflow.release()
     run_task(resume(workflow_id))
     run_task(create(workflow_id, wait_for_completion=False))
+    assert "waits for an executor, and has to be kept alive by another task" in logged()
     (command,) = re.findall(r"JOBMON__HTTP__SERVICE_URL=.*--cluster-name=CLUSTER", logged())
     command = command.replace(" python ", f" {shlex.quote(str(sandbox.python))} ").replace(
         "CLUSTER", "multiprocess"
@@ -392,7 +393,8 @@ def test_the_id_is_pushed_before_the_wait(sandbox: JobmonSandbox, logged: Callab
         create(workflow_id, deferrable=True, execution_timeout=timedelta(hours=5)).execute(context)
     run = last_run(sandbox, workflow_id)[0]
     assert ti.xcoms == {LINK: "", "workflow_id": workflow_id, "workflow_run_id": run}
-    assert f"workflow run {run} waits for an executor" in logged()
+    kept_alive = "waits for an executor, and is kept alive for up to 3600 s (handoff_timeout)"
+    assert f"workflow run {run} {kept_alive}" in logged()
     trigger = deferred.value.trigger
     assert trigger.workflow_id == workflow_id
     assert isinstance(trigger, WorkflowRunHeartbeatTrigger)
