@@ -6,8 +6,10 @@ Each component ends with everything it has started as soon as this process ends,
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -16,25 +18,23 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import TypeVar
 
+from dev.airflow_api import AirflowApi, AirflowApiError
 from dev.launcher import BUSY, Child, free_ports
 
 FINAL = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 T = TypeVar("T")
-_RAISE = object()
-_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 SETTINGS: dict[str, dict[str, object]] = {
     "api": {"host": "127.0.0.1", "maximum_page_limit": 1000},
-    "api_auth": {"jwt_expiration_time": 7 * 86400},
+    "api_auth": {
+        "jwt_expiration_time": 7 * 86400,
+        "jwt_issuer": "airflow",  # 3.0 has none, which newer releases of PyJWT refuse
+    },
     "celery": {
         "worker_concurrency": 4,
         # Else a worker that dies takes tasks along that it has not even begun.
@@ -62,12 +62,28 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 """Airflow's options that are the same for each stack, by section."""
 
+SETTINGS_OF_AIRFLOW_2: dict[str, dict[str, object]] = {
+    "api": {"auth_backends": "airflow.api.auth.backend.default"},
+    "scheduler": {
+        "dag_dir_list_interval": 1,
+        "min_file_process_interval": 1,
+        "parsing_pre_import_modules": False,  # the tests change what DAG files import
+        "scheduler_zombie_task_threshold": 30,
+        "zombie_detection_interval": 2,
+    },
+    "webserver": {"web_server_host": "127.0.0.1", "workers": 1},
+}
+"""What is named otherwise in Airflow 2.11, or only there."""
 
-class AirflowStackError(Exception):
+# Its webserver wants no login, as SimpleAuthManager of Airflow 3.
+WEBSERVER_CONFIG = 'AUTH_ROLE_PUBLIC = "Admin"\n'
+
+
+class AirflowStackError(AirflowApiError):
     """The stack, or something that was asked of it, did not come about; the message holds what is known."""
 
 
-class AirflowStack:
+class AirflowStack(AirflowApi):
     """A running Airflow of its own on loopback ports, without login; a context manager.
 
     :param dags_folder: the DAG files.
@@ -94,10 +110,10 @@ class AirflowStack:
         broker: str | None = None,
         workers: int = 1,
     ) -> None:
+        super().__init__("", _version(str(python or sys.executable)))
         self.dags_folder = dags_folder
         self.directory = directory or Path()  # a fresh temporary one is made at start
         self.environment: dict[str, str] = {}
-        self.url = ""
         self._own_directory = directory is None
         self._connections = dict(connections or {})
         self._extra = dict(environment or {})
@@ -106,7 +122,9 @@ class AirflowStack:
         self._broker = broker
         self._triggerers = _numbered("triggerer", triggerers)
         self._workers = _numbered("worker", workers if broker else 0)
-        self.components = ("api-server", "scheduler", "dag-processor", *self._triggerers, *self._workers)
+        # Airflow 2.11 parses DAGs in its scheduler: with SQLite it has no processor of its own for that.
+        servers = ("api-server", "dag-processor") if self.version >= (3, 0) else ("webserver",)
+        self.components = (*servers, "scheduler", *self._triggerers, *self._workers)
         self._children: dict[str, Child] = {}
 
     # Life
@@ -127,7 +145,7 @@ class AirflowStack:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             port, *log_ports = free_ports(3)
-            self.url = f"http://127.0.0.1:{port}"
+            self.url, self._token = f"http://127.0.0.1:{port}", ""
             self.environment = self._environment(port, log_ports)
             self._create_database()
             for name in self.components:
@@ -150,7 +168,8 @@ class AirflowStack:
     def _environment(self, port: int, log_ports: list[int]) -> dict[str, str]:
         """All of the configuration; nothing of the caller's own Airflow leaks into it."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
-        for settings in (SETTINGS, self._settings(port, log_ports)):
+        of_airflow_2 = SETTINGS_OF_AIRFLOW_2 if self.version < (3, 0) else {}
+        for settings in (SETTINGS, of_airflow_2, self._settings(port, log_ports)):
             for section, options in settings.items():
                 for option, value in options.items():
                     environment[f"AIRFLOW__{section}__{option}".upper()] = str(value)
@@ -161,6 +180,8 @@ class AirflowStack:
             "NO_PROXY", ""
         )
         environment["PYTHONUNBUFFERED"] = "1"
+        if self.version < (3, 0):  # it runs one task at a time with SQLite, as tasks write to the database
+            environment["_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK"] = "1"
         return environment | self._extra
 
     def _settings(self, port: int, log_ports: list[int]) -> dict[str, dict[str, object]]:
@@ -183,6 +204,9 @@ class AirflowStack:
             "database": {"sql_alchemy_conn": self._database or f"sqlite:///{home / 'airflow.db'}"},
             "logging": logging,
         }
+        if self.version < (3, 0):
+            settings["webserver"] = {"secret_key": secrets.token_hex(), "web_server_port": port}
+            settings["scheduler"] = {"child_process_log_directory": home / "logs" / "dag_processor"}
         if self._broker:
             settings["celery"] = {"broker_url": self._broker, "result_backend": f"db+{self._database}"}
         return settings
@@ -190,15 +214,14 @@ class AirflowStack:
     def _create_database(self) -> None:
         """Copy the empty database that an earlier stack of this Airflow made: migrating takes seconds."""
         (self.directory / "airflow.cfg").touch()  # else every component writes one, all at the same time
+        (self.directory / "webserver_config.py").write_text(WEBSERVER_CONFIG)
         if self._database:
             self._run(["-m", "airflow", "db", "migrate"])
             return
         database = self.directory / "airflow.db"
         if database.exists():
             return
-        code = "from importlib.metadata import version; print(version('apache-airflow-core'))"
-        version = self._run(["-c", code]).strip()
-        template = _cache() / f"airflow-{version}.db"
+        template = _cache() / f"airflow-{_full_version(self._python)}.db"
         if not template.exists():
             self._run(["-m", "airflow", "db", "migrate"])
             _number_triggers_once(database)
@@ -224,17 +247,9 @@ class AirflowStack:
         for name in self._children:
             self._check_alive(name)
         try:
-            # Also the first request to the execution API, which takes seconds: a task's own would time out.
-            execution = self._call("GET", "/health", api="/execution")
-            health = self._call("GET", "/monitor/health")
-            triggerers = len(self._jobs("triggerer"))
-        except (AirflowStackError, OSError):
+            return self.is_ready() and len(self._jobs("triggerer")) >= len(self._triggerers)
+        except (AirflowApiError, OSError):
             return False
-        parts = [
-            execution,
-            *(health[part] for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")),
-        ]
-        return triggerers >= len(self._triggerers) and all(part["status"] == "healthy" for part in parts)
 
     def _check_alive(self, name: str) -> None:
         if not self._children[name].alive:
@@ -245,8 +260,11 @@ class AirflowStack:
         kind = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob"}.get(
             component, "TriggererJob"
         )
-        jobs = self._call("GET", f"/jobs?job_type={kind}&job_state=running&is_alive=true&limit=1000")["jobs"]
-        return {job["id"] for job in jobs}
+        if self.version >= (3, 0):
+            return self.live_jobs(kind)
+        query = "SELECT id FROM job WHERE job_type = ? AND state = 'running' AND end_date IS NULL"
+        with contextlib.closing(sqlite3.connect(self.directory / "airflow.db")) as connection:
+            return {job for (job,) in connection.execute(query, [kind])}
 
     # Components
 
@@ -267,7 +285,11 @@ class AirflowStack:
             return ["celery", "worker", "--skip-serve-logs", *names]
         if name in self._triggerers:
             return ["triggerer", "--skip-serve-logs"]
-        options = {"api-server": ["--workers", "1"], "scheduler": ["--skip-serve-logs"]}
+        options = {
+            "api-server": ["--workers", "1"],
+            "webserver": ["--workers", "1"],
+            "scheduler": ["--skip-serve-logs"],
+        }
         return [name, *options.get(name, [])]
 
     def pid(self, component: str) -> int:
@@ -287,7 +309,7 @@ class AirflowStack:
         Returns when the new one is at work. A triggerer takes 10 s to end: `kill` it first to save them.
         """
         child, before = self._children[component], set[int]()
-        reports = component != "api-server" and component not in self._workers
+        reports = component not in ("api-server", "webserver") and component not in self._workers
         if reports:
             before = self._jobs(component)
         if child.alive:
@@ -301,9 +323,9 @@ class AirflowStack:
             self._check_alive(component)
             try:
                 if not reports:
-                    return bool(self._call("GET", "/health", api="/execution"))
+                    return bool(self.execution_health())
                 return bool(self._jobs(component) - before)
-            except (AirflowStackError, OSError):
+            except (AirflowApiError, OSError):
                 return False
 
         self._until(at_work, timeout, f"a new {component}")
@@ -317,44 +339,19 @@ class AirflowStack:
                 tails.append(f"--- {name} ---\n" + "\n".join(text.splitlines()[-lines:]))
         return "\n".join(tails)
 
-    # The REST API
+    # DAG runs and tasks
 
     def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 60) -> str:
         """Unpause the DAG and start a run, once its file as it is now has been parsed."""
         self._until(lambda: self._is_parsed(dag_id), timeout, f"DAG {dag_id}", self.dag_import_errors)
-        self._call("PATCH", f"/dags/{quote(dag_id)}?update_mask=is_paused", {"is_paused": False})
-        body = {"logical_date": None, "conf": dict(conf or {})}
-        return str(self._call("POST", f"/dags/{quote(dag_id)}/dagRuns", body)["dag_run_id"])
+        return self.start_run(dag_id, conf or {})
 
     def _is_parsed(self, dag_id: str) -> bool:
         for name, error in self.dag_import_errors().items():
             with contextlib.suppress(OSError):
                 if dag_id in (self.dags_folder / name).read_text(errors="replace"):
                     raise AirflowStackError(f"{name}, the file of DAG {dag_id}, cannot be imported:\n{error}")
-        dag = self._call("GET", f"/dags/{quote(dag_id)}", missing={})
-        if not dag.get("last_parsed_time") or dag["is_stale"]:
-            return False
-        parsed = datetime.fromisoformat(dag["last_parsed_time"].replace("Z", "+00:00")).timestamp()
-        return parsed >= Path(dag["fileloc"]).stat().st_mtime
-
-    def dag_import_errors(self) -> dict[str, str]:
-        """File name, relative to the DAGs folder, to stack trace."""
-        return {e["filename"]: e["stack_trace"] for e in self._call("GET", "/importErrors")["import_errors"]}
-
-    def run_state(self, dag_id: str, run_id: str) -> str:
-        """`queued`, `running`, `success` or `failed`."""
-        return str(self._call("GET", _run_path(dag_id, run_id))["state"])
-
-    def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
-        """Task id to state, `task[0]` for mapped ones, "none" for those that the scheduler has not got to."""
-        found = self._call("GET", f"{_run_path(dag_id, run_id)}/taskInstances?limit=1000")["task_instances"]
-        names = (t["task_id"] + (f"[{t['map_index']}]" if t["map_index"] >= 0 else "") for t in found)
-        return dict(zip(names, (t["state"] or "none" for t in found), strict=True))
-
-    def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
-        """Everything that the API says about a task instance: `pid`, `try_number`, `trigger` and more."""
-        found: dict[str, Any] = self._call("GET", _task_path(dag_id, run_id, task_id, map_index))
-        return found
+        return self.is_parsed(dag_id)
 
     def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 120) -> str:
         """Wait until the run has ended and return its state."""
@@ -390,6 +387,25 @@ class AirflowStack:
         what = f"task {name} of {dag_id} {run_id} to be in {sorted(wanted)}"
         return self._until(reached, timeout, what, lambda: self.task_states(dag_id, run_id))
 
+    def wait_for_deferral(
+        self, dag_id: str, run_id: str, task_id: str, timeout: float = 60, map_index: int = -1
+    ) -> None:
+        """Wait until the task is deferred and the scheduler knows that its process has ended.
+
+        Airflow fails a task that comes back earlier: the scheduler takes the report on the task's first
+        process for one on its second.
+        """
+        self.wait_for_task(dag_id, run_id, task_id, ["deferred"], timeout, map_index)
+        number = self.task_instance(dag_id, run_id, task_id, map_index)["try_number"]
+        key = (
+            f"Received executor event with state success for task instance TaskInstanceKey(dag_id={dag_id!r},"
+            f" task_id={task_id!r}, run_id={run_id!r}, try_number={number}, map_index={map_index})"
+        )
+        log = self.directory / "scheduler.log"
+        self._until(
+            lambda: key in log.read_text(errors="replace"), timeout, f"the scheduler to hear of {task_id}"
+        )
+
     def task_log(
         self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
     ) -> str:
@@ -401,50 +417,9 @@ class AirflowStack:
         if map_index >= 0:
             folder /= f"map_index={map_index}"
         files = [folder / f"attempt={try_number}.log", *folder.glob(f"attempt={try_number}.log.trigger.*")]
-        lines = [
-            line for file in files if file.exists() for line in file.read_text(errors="replace").splitlines()
-        ]
-        entries = [_log_entry(line) for line in lines]
+        texts = [file.read_text(errors="replace") for file in files if file.exists()]
+        entries = [entry for text in texts for entry in _log_entries(text)]
         return "\n".join(text for _, text in sorted(entries, key=lambda entry: entry[0]))
-
-    def xcom(
-        self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
-    ) -> Any:  # whatever the task pushed
-        """The value of an XCom; KeyError if there is none."""
-        path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/xcomEntries/{quote(key)}"
-        entry = self._call("GET", f"{path}?map_index={map_index}&deserialize=true", missing=None)
-        if entry is None:
-            raise KeyError(key)
-        return entry["value"]
-
-    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
-        """What "mark as failed" or "mark as success" of the UI does."""
-        self._call("PATCH", _task_path(dag_id, run_id, task_id, map_index), {"new_state": state})
-
-    def clear_task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
-        """What "clear" of the UI does: the task runs again, as another try."""
-        task = [task_id, map_index] if map_index >= 0 else task_id
-        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task], "only_failed": False}
-        self._call("POST", f"/dags/{quote(dag_id)}/clearTaskInstances", body)
-
-    def _call(
-        self, method: str, path: str, body: object = None, *, missing: Any = _RAISE, api: str = "/api/v2"
-    ) -> Any:
-        """One request; the decoded reply. A 404 is an error unless `missing` says what to return for it."""
-        data, headers = (
-            json.dumps(body).encode() if body is not None else None,
-            {"Content-Type": "application/json"},
-        )
-        request = urllib.request.Request(f"{self.url}{api}{path}", data, headers, method=method)
-        try:
-            with _NO_PROXY.open(request, timeout=30) as reply:
-                content = reply.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code == 404 and missing is not _RAISE:
-                    return missing
-                raise AirflowStackError(f"{method} {path}: {error.code} {error.read(1000)!r}") from None
-        return json.loads(content) if content else None
 
     def _until(
         self, condition: Callable[[], T | None], timeout: float, what: str, state: Callable[[], object] = str
@@ -462,21 +437,49 @@ class AirflowStack:
         return result
 
 
+@functools.cache
+def _full_version(python: str) -> str:
+    """Return the version of the Airflow that an interpreter has, without importing it."""
+    code = (
+        "import importlib.metadata as m; names = 'apache-airflow-core', 'apache-airflow';"
+        "print(next(d.version for n in names for d in m.distributions(name=n)))"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise AirflowStackError(f"{python} has no Airflow:\n{done.stderr}")
+    return done.stdout.strip()
+
+
+def _version(python: str) -> tuple[int, int]:
+    major, minor = _full_version(python).split(".")[:2]
+    return int(major), int(minor)
+
+
 def _numbered(name: str, count: int) -> list[str]:
     return [name, *(f"{name}-{number}" for number in range(2, count + 1))][:count]
 
 
-def _run_path(dag_id: str, run_id: str) -> str:
-    return f"/dags/{quote(dag_id)}/dagRuns/{quote(run_id)}"
+_TEXT_LINE = re.compile(r"\[(?P<time>\d{4}-[^\]]+)\] \{[^}]*\} (?P<level>[A-Z]+) - (?P<event>.*)", re.DOTALL)
 
 
-def _task_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    mapped = f"/{map_index}" if map_index >= 0 else ""
-    return f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}{mapped}"
+def _log_entries(text: str) -> list[tuple[str, str]]:
+    """The entries of a task log, each as the time to sort by and the text to show.
+
+    They are lines of JSON as a rule. In Airflow 2.11 they are text, and may have further lines.
+    """
+    entries: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        entry = _log_entry(line)
+        if entry[0] or not entries:
+            entries.append(entry)
+        else:
+            entries.append((entries[-1][0], entry[1]))
+    return entries
 
 
 def _log_entry(line: str) -> tuple[str, str]:
-    """A line of a task log, JSON as a rule, as the time to sort by and the text to show."""
+    if match := _TEXT_LINE.match(line):
+        return match["time"], f"{match['time']} {match['level'].lower()} {match['event']}"
     try:
         entry = json.loads(line)
         timestamp, event = entry.pop("timestamp"), entry.pop("event")
@@ -498,7 +501,8 @@ def _number_triggers_once(database: Path) -> None:
         schema = "SELECT sql FROM sqlite_master WHERE tbl_name = 'trigger' AND sql IS NOT NULL"
         table, *indexes = (sql for (sql,) in connection.execute(f"{schema} ORDER BY type = 'index'"))
         table = table.replace("id INTEGER NOT NULL", "id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL", 1)
-        table = table.replace("CONSTRAINT trigger_pkey PRIMARY KEY (id),", "")
+        table = re.sub(r"CONSTRAINT trigger_pkey PRIMARY KEY \(id\),?", "", table)
+        table = re.sub(r",\s*\)$", ")", table)  # it was the last of the table
         connection.executescript(";\n".join(["BEGIN", 'DROP TABLE "trigger"', table, *indexes, "COMMIT;"]))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sqlite3
 
 import pytest
@@ -34,7 +33,7 @@ def test_a_failed_workflow_is_resumed_and_completed(
     workflow = e2e_sandbox.make_workflow("fails", tasks=2)
     workflow.release()
     dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
-    airflow.wait_for_task(RESUME_AND_CREATE, dag_run, "run", ["deferred"])
+    airflow.wait_for_deferral(RESUME_AND_CREATE, dag_run, "run")
     run = new_run(e2e_sandbox, workflow)
     assert airflow.xcom(RESUME_AND_CREATE, dag_run, "run", "workflow_run_id") == run
     assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "success", "run": "deferred"}
@@ -89,7 +88,7 @@ def test_the_gate_opens_when_the_run_has_ended(e2e_sandbox: JobmonSandbox, airfl
     run = workflow.workflow_run_id
     assert run is not None
     dag_run = airflow.trigger("jobmon_gate", {"workflow_id": workflow.workflow_id})
-    airflow.wait_for_task("jobmon_gate", dag_run, "gate", ["deferred"])
+    airflow.wait_for_deferral("jobmon_gate", dag_run, "gate")
     asked = len(e2e_sandbox.requests("is_resumable"))
     wait_until(lambda: len(e2e_sandbox.requests("is_resumable")) >= asked + 2, 30, "the trigger to ask")
     assert airflow.task_states("jobmon_gate", dag_run) == {"gate": "deferred", "archive": "none"}
@@ -110,7 +109,8 @@ def test_many_workflows_are_resumed_at_once(
     dag, workflows = "jobmon_resume_many", [e2e_sandbox.make_workflow_in("E") for _ in range(2)]
     ids = [workflows[0].workflow_id, done.workflow_id, workflows[1].workflow_id]
     dag_run = airflow.trigger(dag, {"workflow_ids": ids})
-    for workflow in workflows:
+    for index, workflow in zip((0, 2), workflows, strict=True):
+        airflow.wait_for_deferral(dag, dag_run, "resume_and_run.run", map_index=index)
         workflow.release()
         e2e_sandbox.execute(workflow.workflow_id, new_run(e2e_sandbox, workflow))
     assert_ended(airflow, dag, dag_run, "success")
@@ -126,18 +126,11 @@ def test_many_workflows_are_resumed_at_once(
         assert airflow.xcom(dag, dag_run, "resume_and_run.run", map_index=index) == run
 
 
-def wait_until_scheduler_knows_of_the_deferral(airflow: AirflowStack, dag_run: str) -> None:
-    """Airflow fails a task that comes back before its scheduler has heard that its process has ended."""
-    heard = re.compile(rf"Received executor event .*task_id='run', run_id='{re.escape(dag_run)}'")
-    scheduler = airflow.directory / "scheduler.log"
-    wait_until(lambda: heard.search(scheduler.read_text(errors="replace")), 60, "the executor's event")
-
-
 def test_a_run_that_ends_badly_fails_the_task(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
     workflow = e2e_sandbox.make_workflow_in("E")  # and not released, so its tasks will fail
     dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
     run = new_run(e2e_sandbox, workflow)
-    wait_until_scheduler_knows_of_the_deferral(airflow, dag_run)
+    airflow.wait_for_deferral(RESUME_AND_CREATE, dag_run, "run")
     e2e_sandbox.execute(workflow.workflow_id, run)
     assert_ended(airflow, RESUME_AND_CREATE, dag_run, "failed")
     assert airflow.task_states(RESUME_AND_CREATE, dag_run) == {"resume": "success", "run": "failed"}
@@ -176,7 +169,7 @@ def test_a_text_that_is_no_id_fails_the_task_with_one_line(
 def test_secrets_stay_where_they_are(e2e_sandbox: JobmonSandbox, airflow: AirflowStack, dag: str) -> None:
     workflow = e2e_sandbox.make_workflow_in("E")
     dag_run = airflow.trigger(dag, {"workflow_id": workflow.workflow_id})
-    airflow.wait_for_task(dag, dag_run, "run", ["deferred"])
+    airflow.wait_for_deferral(dag, dag_run, "run")
     run = new_run(e2e_sandbox, workflow)
     wait_until(lambda: provider_beats(e2e_sandbox, run), 30, "the trigger to run")
     with sqlite3.connect(airflow.directory / "airflow.db") as database:
@@ -196,7 +189,7 @@ def marked_failed(sandbox: JobmonSandbox, airflow: AirflowStack) -> int:
     """Mark a deferred task failed, and return its run once the trigger has done what it does about it."""
     workflow = sandbox.make_workflow_in("E")
     dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
-    airflow.wait_for_task(RESUME_AND_CREATE, dag_run, "run", ["deferred"])
+    airflow.wait_for_deferral(RESUME_AND_CREATE, dag_run, "run")
     run = new_run(sandbox, workflow)
     wait_until(lambda: provider_beats(sandbox, run), 30, "the trigger to run")
     airflow.set_task_state(RESUME_AND_CREATE, dag_run, "run", "failed")

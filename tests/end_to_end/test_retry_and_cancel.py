@@ -20,8 +20,7 @@ def test_a_worker_that_is_killed_leaves_one_run_and_a_finished_workflow(
     e2e_sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
     dag_run = airflow.trigger(dag, {"workflow_id": workflow.workflow_id})
     run = new_run(e2e_sandbox, workflow)
-    if dag == "dies_before_deferring":  # it lives on only if the retry keeps it alive
-        airflow.wait_for_task(dag, dag_run, "run", ["deferred"])
+    airflow.wait_for_deferral(dag, dag_run, "run")  # where a worker died before, the retry keeps it alive
     e2e_sandbox.execute(workflow.workflow_id, run)
     assert_ended(airflow, dag, dag_run, "success")
     assert airflow.task_instance(dag, dag_run, "run")["try_number"] == 2
@@ -37,7 +36,7 @@ def test_marking_a_deferred_task_failed_stops_the_run_that_an_executor_has(
 ) -> None:
     workflow = e2e_sandbox.make_workflow_in("E")
     dag_run = airflow.trigger(RESUME_AND_CREATE, {"workflow_id": workflow.workflow_id})
-    airflow.wait_for_task(RESUME_AND_CREATE, dag_run, "run", ["deferred"])
+    airflow.wait_for_deferral(RESUME_AND_CREATE, dag_run, "run")
     run = new_run(e2e_sandbox, workflow)
     wait_until(lambda: provider_beats(e2e_sandbox, run), 30, "the trigger to run")
     for status in "BIOR":
