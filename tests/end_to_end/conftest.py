@@ -47,8 +47,7 @@ import os, signal, tempfile
 from datetime import timedelta
 from pathlib import Path
 
-from airflow.providers.common.compat.sdk import DAG
-from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 
@@ -86,7 +85,7 @@ with DAG(dag_id="dies_after_deferring", schedule=None) as after:
     DiesAfterDeferring(**options)
 with DAG(dag_id="execute_with_retry", schedule=None) as executing:
     CreateWorkflowRunOperator(**options, cluster_name="multiprocess")
-    EmptyOperator(task_id="another")
+    task(task_id="another")(lambda: None)()
 """
 
 CREATE_MANY_DAG = """

@@ -1,0 +1,136 @@
+"""Which environments are supported, and the table in docs/environments.md of what each of them showed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree  # noqa: S405  # reports that our own pytest has written
+
+PROJECT = Path(__file__).resolve().parent.parent
+PAGE = PROJECT / "docs" / "environments.md"
+BEGIN, END = "<!-- cells: written by make test-matrix -->", "<!-- end of the cells -->"
+WAYS = {
+    "newest": "the newest libraries",
+    "dated": "the libraries of the day after the release, as its constraints have them",
+    "lowest": "the oldest libraries that the provider asks for",
+}
+SHOWN = {"common-compat": "apache-airflow-providers-common-compat", "aiohttp": "aiohttp", "requests": "requests"}
+"""The distributions whose versions a cell tells, by a short name."""
+
+
+@dataclass(frozen=True)
+class Airflow:
+    """A release of Airflow.
+
+    :param version: the newest patch of its minor version.
+    :param date: the day after its release, whose libraries stand for its constraints.
+    :param pythons: the oldest and the newest Python that both it and the provider support.
+    :param caps: what keeps libraries older than the newest, as Airflow itself does not run with those.
+    """
+
+    version: str
+    date: str
+    pythons: tuple[str, ...]
+    caps: tuple[str, ...] = ()
+
+    @property
+    def minor(self) -> str:
+        """Major and minor version."""
+        return self.version.rpartition(".")[0]
+
+
+AIRFLOWS = (
+    Airflow("2.11.2", "2026-03-15", ("3.10", "3.12")),
+    # Its API for tasks refuses the requests of its own tasks with a newer FastAPI.
+    Airflow("3.0.6", "2025-08-30", ("3.10", "3.12"), caps=("fastapi<0.132",)),
+    Airflow("3.1.8", "2026-03-12", ("3.10", "3.13")),
+    Airflow("3.2.2", "2026-05-30", ("3.10", "3.13")),
+    Airflow("3.3.2", "2026-09-18", ("3.10", "3.13")),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One environment.
+
+    :param way: how its libraries are chosen, one of ``WAYS``.
+    """
+
+    airflow: Airflow
+    python: str
+    way: str
+
+    @property
+    def name(self) -> str:
+        """What selects it: ``make test-matrix CELLS="3.1-3.12-dated"``."""
+        return f"{self.airflow.minor}-{self.python}-{self.way}"
+
+
+CELLS = (
+    *(Cell(airflow, python, way) for airflow in AIRFLOWS for python in airflow.pythons for way in WAYS),
+    Cell(AIRFLOWS[2], "3.12", "dated"),  # what Airflow 3.1's own images have; a part of CI
+)
+
+
+def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Say which of an environment's distributions have another version now, or are gone.
+
+    :param before: names and versions.
+    :param after: the same, later.
+    """
+    return [
+        f"{name} {version} → {after.get(name, 'none')}"
+        for name, version in sorted(before.items())
+        if after.get(name) != version
+    ]
+
+
+def counts(report: Path) -> str:
+    """Say what a JUnit report of pytest holds: ``3788 passed``, and what else there was.
+
+    :param report: its file.
+    """
+    if not report.exists():
+        return "no report"
+    suites = ElementTree.parse(report).getroot().iter("testsuite")  # noqa: S314
+    total = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+    for suite in suites:
+        for key in total:
+            total[key] += int(suite.get(key, 0))
+    bad = {"failed": total["failures"], "errors": total["errors"], "skipped": total["skipped"]}
+    said = [f"{number} {what}" for what, number in bad.items() if number]
+    return ", ".join([f"{total['tests'] - sum(bad.values())} passed", *said])
+
+
+def row(cell: Cell, date: str, showed: Iterable[str]) -> str:
+    """Return a cell's row of the table.
+
+    :param date: when it was run.
+    :param showed: what it showed, in short.
+    """
+    airflow = cell.airflow
+    return f"| {airflow.version} | {cell.python} | {cell.way} | {date} | {'; '.join(showed)} |"
+
+
+def write(rows: Iterable[str], page: Path = PAGE) -> None:
+    """Put rows into the page's table, each in the place of the one for the same cell.
+
+    Rows of cells that are no longer among ``CELLS`` are removed.
+
+    :param page: has a table between ``BEGIN`` and ``END``.
+    """
+    text = page.read_text()
+    head, rest = text.split(BEGIN)
+    table, tail = rest.split(END)
+    lines = re.findall(r"^\| *\d.*$", table, flags=re.MULTILINE)
+    known = {_key(line): line for line in [*lines, *rows]}
+    wanted = [(cell.airflow.version, cell.python, cell.way) for cell in CELLS]
+    titles = ["| Airflow | Python | libraries | tested | what it showed |", "|---|---|---|---|---|"]
+    body = [known[key] for key in wanted if key in known]
+    page.write_text("\n".join([f"{head}{BEGIN}", *titles, *body, f"{END}{tail}"]))
+
+
+def _key(line: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in line.split("|")[1:4])

@@ -1,0 +1,110 @@
+"""The provider on every Airflow that it supports: ``make test-matrix`` runs all cells, or those in ``CELLS``.
+
+A cell installs, runs the tests that depend on Airflow, on Python or on a library, and then runs DAGs on a real
+Airflow with a real Jobmon. What it showed becomes its row of the table in docs/environments.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+PROJECT = Path(__file__).resolve().parent
+sys.path.insert(0, str(PROJECT))
+from dev import matrix  # noqa: E402
+
+# Elsewhere nothing depends on the environment: what runs in Jobmon's own Python, what tests the tests.
+FOLDERS = ("client", "contract", "hooks", "operators", "sensors", "triggers")
+UNIT = [f"tests/{name}" for name in FOLDERS] + sorted(
+    str(path.relative_to(PROJECT)) for path in PROJECT.glob("tests/test_*.py")
+)
+END_TO_END = ["tests/end_to_end/test_environment.py"]
+PROCESSES = os.environ.get("TEST_PROCESSES", "5")  # more than there are cores, as most tests wait for a server
+
+IMPORT_ALL = """
+import importlib, pkgutil, airflow_jobmon_provider as package
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    if not module.name.endswith(".executor"):  # runs in Jobmon's own Python
+        importlib.import_module(module.name)
+"""
+
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = True
+
+if shutil.which("pyenv"):  # of its commands, such as python3.12, only those of the selected versions work
+    installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True)
+    os.environ["PYENV_VERSION"] = ":".join([*installed.stdout.split(), "system"])
+
+
+@nox.session
+@nox.parametrize("python,cell", [nox.param(c.python, c, id=c.name) for c in matrix.CELLS])
+def cell(session: nox.Session, cell: matrix.Cell) -> None:
+    """Install one environment, and test in it."""
+    date = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    showed: list[str] = []
+    try:
+        showed.append(install(session, cell))
+        for tests in (UNIT, END_TO_END):
+            test(session, tests, showed)
+    except CommandFailed:
+        showed.append("**failed**")
+        raise
+    finally:
+        matrix.write([matrix.row(cell, date, showed)])
+
+
+def install(session: nox.Session, cell: matrix.Cell) -> str:
+    """Install Airflow, then the provider, then what tests need; return what it took."""
+    airflow = [f"apache-airflow=={cell.airflow.version}", *cell.airflow.caps]
+    provider = ["--editable", ".[ssh]"]
+    if cell.way == "dated":
+        as_of = ["--exclude-newer", cell.airflow.date]
+        session.install(*airflow, *as_of)
+        before = distributions(session)
+        session.install(*provider, *as_of)
+        changed = matrix.changed(before, distributions(session))
+    else:
+        resolution = ["--resolution", "lowest-direct"] if cell.way == "lowest" else []
+        session.install(*airflow, *provider, *resolution)
+        changed = []
+    check_installed(session)
+    found = distributions(session)
+    session.install("--group", "test")
+    changed += matrix.changed(found, distributions(session))
+    versions = [f"{name} {found[full]}" for name, full in matrix.SHOWN.items()]
+    return ", ".join([*versions, *(f"changed {what}" for what in changed)])
+
+
+def distributions(session: nox.Session) -> dict[str, str]:
+    """Return the environment's distributions, by name."""
+    listed = session.run("uv", "pip", "list", "--format", "json", silent=True, external=True)
+    return {found["name"]: found["version"] for found in json.loads(str(listed))}
+
+
+def check_installed(session: nox.Session) -> None:
+    """Import all of the package, and find it among Airflow's providers."""
+    home = {"AIRFLOW_HOME": session.create_tmp()}
+    session.run("python", "-c", IMPORT_ALL, env=home)
+    listed = session.run("airflow", "providers", "list", "--output", "json", env=home, silent=True)
+    if "airflow-provider-jobmon" not in str(listed):
+        session.error("airflow providers list does not name the provider")
+
+
+def test(session: nox.Session, tests: list[str], showed: list[str]) -> None:
+    """Run tests, and add to `showed` how many passed."""
+    report = Path(session.create_tmp()) / "report.xml"
+    report.unlink(missing_ok=True)
+    parallel = ["--numprocesses", PROCESSES, "--dist", "loadfile", "--no-loadscope-reorder"]
+    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", *(parallel if tests is UNIT else [])]
+    try:
+        session.run("python", "-m", "pytest", *options, *tests)
+    finally:
+        showed.append(f"{'unit' if tests is UNIT else 'real Airflow'}: {matrix.counts(report)}")
