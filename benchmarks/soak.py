@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from typing import Any
@@ -127,8 +126,7 @@ def main() -> int:
     seconds, count = 60 * arguments.minutes, arguments.runs
     mean_life = max(2 * seconds, 60.0)
     logging.disable(logging.INFO)
-    with tempfile.TemporaryDirectory() as home, JobmonSandbox(heartbeat_interval=INTERVAL) as sandbox:
-        os.environ["AIRFLOW_HOME"] = home
+    with JobmonSandbox(heartbeat_interval=INTERVAL) as sandbox:
         connection = {"conn_type": "jobmon", "host": sandbox.url, "extra": {"route_prefix": "/api/v2"}}
         os.environ["AIRFLOW_CONN_JOBMON_DEFAULT"] = json.dumps(connection)
         sandbox.start_reaper(10)

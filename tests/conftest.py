@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,19 +15,9 @@ from tests.order import (  # noqa: F401  # a fixture and hooks
     pytest_collection_modifyitems,
     pytest_xdist_make_scheduler,
 )
+from tests.running_airflow import AIRFLOW_2
 from tests.stub_server import StubServer
 from tests.teardown_limit import pytest_runtest_teardown  # noqa: F401  # a hook of pytest's
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep Jobmon's and Airflow's settings of whoever runs the tests out of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("JOBMON__", "AIRFLOW_")):
-                patch.delenv(name)
-        patch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow-home")))
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -66,15 +55,23 @@ def connection(sandbox: JobmonSandbox, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 
 @pytest.fixture
-def logged(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """Return what Airflow has logged so far: its loggers are structlog's and write to standard output."""
+def logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Return what Airflow has logged so far, a line each: ``[warning  ] event``.
+
+    The loggers of Airflow 3 are structlog's and write to standard output, those of Airflow 2 are Python's.
+    """
     seen: list[str] = []
 
     def read() -> str:
         seen.append(capsys.readouterr().out)
         return "".join(seen)
 
-    return read
+    def read_records() -> str:
+        return "".join(
+            f"[{record.levelname.lower():<9}] {record.getMessage()}\n" for record in list(caplog.records)
+        )
+
+    return read_records if AIRFLOW_2 else read
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import importlib
 import json
 import time
 from collections.abc import Callable
@@ -19,12 +20,15 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
-from airflow.sdk.execution_time.timeout import timeout
 
 from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor, WorkflowRunSensor
-from tests.airflow_task import Ended, TaskInstance, fire, resume
+from tests.airflow_task import Ended, TaskInstance, execute, fire, resume
+from tests.running_airflow import AIRFLOW
 
-_limit: Any = timeout  # Airflow's, by a signal
+# Airflow's, by a signal.
+_limit: Any = importlib.import_module(
+    "airflow.sdk.execution_time.timeout" if AIRFLOW >= (3, 1) else "airflow.utils.timeout"
+).timeout
 OUR_TRIGGERS = "airflow_jobmon_provider"
 
 
@@ -76,7 +80,7 @@ def _attempt(sensor: Any, ti: Any, between: Callable[[], None]) -> Ended:
     limit = sensor.execution_timeout
     try:
         with _limit(limit.total_seconds()) if limit else nullcontext():
-            return Ended(sensor.execute(context(ti)), ti.xcoms, events)
+            return Ended(execute(sensor, context(ti)), ti.xcoms, events)
     except TaskDeferred as first:
         deferred = first
         between()

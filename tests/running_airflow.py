@@ -1,0 +1,19 @@
+"""Which Airflow runs the tests: what differs between versions goes by this. Imports no Airflow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+
+def _version() -> tuple[int, int]:
+    names = ("apache-airflow-core", "apache-airflow")  # 3 has both, 2 has the second
+    full = next(each.version for name in names for each in importlib.metadata.distributions(name=name))
+    major, minor = full.split(".")[:2]
+    return int(major), int(minor)
+
+
+AIRFLOW = _version()
+"""Major and minor version."""
+
+AIRFLOW_2 = AIRFLOW < (3, 0)
+"""A task talks to the metadata database, logs through ``logging``, and a trigger has no ``on_kill``."""
