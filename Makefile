@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 STAMP := $(VENV)/.installed
 
-.PHONY: help install lint audit format test test-proofs fuzz services test-stack demo bench sandbox docs constraints clean
+.PHONY: help install lint audit format test test-proofs test-matrix fuzz services test-stack demo bench sandbox docs constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -52,6 +52,10 @@ endif
 test-proofs: $(STAMP)  ## Run the long tests: every fault for every call, long state machines, outages, speed
 	$(PYTEST) $(PARALLEL) tests/proofs
 
+test-matrix: $(STAMP)  ## Test with every supported Airflow and Python, for hours; CELLS="3.1-3.12-dated" selects
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group matrix
+	$(BIN)/nox $(if $(CELLS),--session $(foreach cell,$(CELLS),"cell($(cell))"))
+
 fuzz: $(STAMP)  ## Feed the parsers with what nobody would send, for FUZZ_SECONDS (120)
 	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
 
@@ -77,8 +81,8 @@ docs: $(STAMP)  ## Write what the docs take from the code
 
 constraints: $(STAMP)  ## Take the newest versions and pin them
 	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --group dev --group bench --group stack pyproject.toml --output-file $(CONSTRAINTS)
+		--no-emit-index-url --no-emit-find-links --group dev --group bench --group matrix --group stack pyproject.toml --output-file $(CONSTRAINTS)
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> $(CONSTRAINTS)
 
 clean:  ## Remove environments and caches
-	rm -rf $(VENV) .venv-jobmon .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf $(VENV) .venv-jobmon .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage* .nox

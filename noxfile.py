@@ -1,7 +1,7 @@
-"""The provider on every Airflow that it supports: ``make test-matrix`` runs all cells, or those in ``CELLS``.
+"""The provider on every Airflow that it supports: ``make test-matrix`` runs all cells, or those in CELLS.
 
-A cell installs, runs the tests that depend on Airflow, on Python or on a library, and then runs DAGs on a real
-Airflow with a real Jobmon. What it showed becomes its row of the table in docs/environments.md.
+A cell installs, runs the tests that depend on Airflow, on Python or on a library, and then runs DAGs on a
+real Airflow with a real Jobmon. What it showed becomes its row of the table in docs/environments.md.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ FOLDERS = ("client", "contract", "hooks", "operators", "sensors", "triggers")
 UNIT = [f"tests/{name}" for name in FOLDERS] + sorted(
     str(path.relative_to(PROJECT)) for path in PROJECT.glob("tests/test_*.py")
 )
-END_TO_END = ["tests/end_to_end/test_environment.py"]
-PROCESSES = os.environ.get("TEST_PROCESSES", "5")  # more than there are cores, as most tests wait for a server
+REAL = ["-m", "environment", "tests/end_to_end"]
+PROCESSES = os.environ.get(
+    "TEST_PROCESSES", "5"
+)  # more than there are cores, as most tests wait for a server
 
 IMPORT_ALL = """
 import importlib, pkgutil, airflow_jobmon_provider as package
@@ -39,8 +41,8 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
 
-if shutil.which("pyenv"):  # of its commands, such as python3.12, only those of the selected versions work
-    installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True)
+if pyenv := shutil.which("pyenv"):  # of its commands, such as python3.12, only the selected ones work
+    installed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True, check=True)
     os.environ["PYENV_VERSION"] = ":".join([*installed.stdout.split(), "system"])
 
 
@@ -52,7 +54,7 @@ def cell(session: nox.Session, cell: matrix.Cell) -> None:
     showed: list[str] = []
     try:
         showed.append(install(session, cell))
-        for tests in (UNIT, END_TO_END):
+        for tests in (UNIT, REAL):
             test(session, tests, showed)
     except CommandFailed:
         showed.append("**failed**")

@@ -67,8 +67,8 @@ SETTINGS_OF_AIRFLOW_2: dict[str, dict[str, object]] = {
     "scheduler": {
         "dag_dir_list_interval": 1,
         "min_file_process_interval": 1,
-        "schedule_after_task_execution": False,  # with SQLite, two schedule a task at once: try 2 is its first
         "parsing_pre_import_modules": False,  # the tests change what DAG files import
+        "schedule_after_task_execution": False,  # SQLite locks no rows: two schedule one task, twice
         "scheduler_zombie_task_threshold": 30,
         "zombie_detection_interval": 2,
     },

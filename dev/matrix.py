@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree  # noqa: S405  # reports that our own pytest has written
+from xml.etree import ElementTree  # reports that our own pytest has written
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGE = PROJECT / "docs" / "environments.md"
@@ -16,7 +16,11 @@ WAYS = {
     "dated": "the libraries of the day after the release, as its constraints have them",
     "lowest": "the oldest libraries that the provider asks for",
 }
-SHOWN = {"common-compat": "apache-airflow-providers-common-compat", "aiohttp": "aiohttp", "requests": "requests"}
+SHOWN = {
+    "common-compat": "apache-airflow-providers-common-compat",
+    "aiohttp": "aiohttp",
+    "requests": "requests",
+}
 """The distributions whose versions a cell tells, by a short name."""
 
 

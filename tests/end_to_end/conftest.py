@@ -88,6 +88,22 @@ with DAG(dag_id="execute_with_retry", schedule=None) as executing:
     task(task_id="another")(lambda: None)()
 """
 
+TIMED_OUT_DAG = """
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
+
+with DAG(dag_id="timed_out", schedule=None):
+    CreateWorkflowRunOperator(
+        task_id="run",
+        workflow_id="{{ dag_run.conf['workflow_id'] }}",
+        deferrable=True,
+        execution_timeout=timedelta(seconds=15),
+    )
+"""
+
 CREATE_MANY_DAG = """
 from airflow.providers.common.compat.sdk import DAG, task
 
@@ -132,6 +148,7 @@ def airflow(
         "gateway": GATEWAY_DAG,
         "dying": DYING_DAGS,
         "create_many": CREATE_MANY_DAG,
+        "timed_out": TIMED_OUT_DAG,
     }
     for name, text in texts.items():
         (dags / f"{name}.py").write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -44,8 +45,13 @@ def assert_nothing_claimed_of_an_executors_run(beats: list[SeenRequest]) -> None
 
 
 def errors(log: str) -> list[str]:
-    """The lines of a task log that tell of an error."""
-    return [line for line in log.splitlines() if " error " in line or " critical " in line]
+    """The entries of a task log that tell of an error, each with all its lines.
+
+    Airflow 2.11 reports what a task raised twice; of these the first has the stack trace, as on Airflow 3.
+    """
+    entries = re.split(r"\n(?=\d{4}-\d\d-\d\dT)", log)
+    found = [entry for entry in entries if re.match(r"\S+ (error|critical) ", entry)]
+    return [entry for entry in found if " error Failed to execute job " not in entry]
 
 
 def assert_ended(airflow: AirflowStack, dag: str, dag_run: str, state: str) -> None:

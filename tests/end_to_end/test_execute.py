@@ -31,6 +31,7 @@ def executors(run: int) -> list[str]:
     return [line for line in command_lines() if "executor.py" in line and f"--workflow-run-id={run} " in line]
 
 
+@pytest.mark.environment
 def test_a_failed_workflow_is_resumed_and_executed(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> None:
     workflow = e2e_sandbox.make_workflow_in("E", tasks=2, waits=True)
     conf = {"workflow_id": workflow.workflow_id, "cluster_name": "multiprocess"}
@@ -82,6 +83,7 @@ def assert_second_try_goes_on(
     wait_until(lambda: not executors(run), 20, "the executor to end")
 
 
+@pytest.mark.environment
 def test_a_worker_that_is_killed_leaves_its_executor_at_work_though_another_task_was_cleared(
     e2e_sandbox: JobmonSandbox, airflow: AirflowStack
 ) -> None:
@@ -118,6 +120,7 @@ def test_clearing_the_task_itself_stops_its_run_and_makes_another(
     wait_until(lambda: not executors(run), 30, "the first executor to end")
 
 
+@pytest.mark.environment
 def test_marking_the_task_failed_stops_run_and_executor(
     e2e_sandbox: JobmonSandbox, airflow: AirflowStack
 ) -> None:

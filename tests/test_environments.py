@@ -1,0 +1,84 @@
+"""docs/environments.md: what it says of the Airflow that runs this, and how its table of cells is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import airflow
+import pytest
+from airflow.providers.common.compat.sdk import Connection, Context
+from airflow.triggers.base import BaseTrigger
+
+from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink
+from dev import matrix
+from tests.running_airflow import AIRFLOW
+
+
+def form_as_data() -> bool:
+    return '"conn-fields"' in (Path(airflow.__path__[0]) / "providers_manager.py").read_text()
+
+
+PROBES: dict[str, Callable[[], bool]] = {
+    "a call of a trigger's `on_kill`": lambda: hasattr(BaseTrigger, "on_kill"),
+    "a task state store": lambda: "task_state_store" in Context.__annotations__,
+    "a connection's extra": lambda: hasattr(Connection, "aextra_dejson"),
+    "the connection form as data": form_as_data,
+    # tests/end_to_end: test_a_time_out_holds_while_the_task_is_deferred
+    "`execution_timeout` that ends": lambda: False,
+    "links of operators": lambda: hasattr(JobmonWorkflowLink, "get_link"),
+}
+
+
+def features() -> list[list[str]]:
+    text = matrix.PAGE.read_text().partition("## What an older Airflow lacks")[2].partition("\n## ")[0]
+    return [
+        [part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "
+    ]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_the_page_says_what_this_airflow_has(name: str) -> None:
+    titles, *rows = features()
+    (row,) = (row for row in rows if row[0].startswith(name))
+    said = row[titles.index("{}.{}".format(*AIRFLOW))]
+    assert said == ("yes" if PROBES[name]() else "no")
+    assert bool(row[-1]) is ("no" in row)
+
+
+def test_every_row_is_checked() -> None:
+    assert len(features()) == len(PROBES) + 1
+
+
+def test_the_table_of_cells_keeps_what_was_not_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        f"before\n{matrix.BEGIN}\n| 1.0 | 3.9 | newest | 2020-01-01 | gone |\n{matrix.END}\nafter\n"
+    )
+    first, second = matrix.CELLS[:2]
+    matrix.write([matrix.row(second, "2026-01-01", ["a", "b"])], page)
+    matrix.write([matrix.row(first, "2026-01-02", ["c"])], page)
+    matrix.write([matrix.row(first, "2026-01-03", ["d"])], page)
+    titles, _, *rows = page.read_text().partition(matrix.BEGIN)[2].partition(matrix.END)[0].split("\n")[1:-1]
+    assert titles.startswith("| Airflow |")
+    version = first.airflow.version
+    assert rows == [
+        f"| {version} | {first.python} | {first.way} | 2026-01-03 | d |",
+        f"| {version} | {second.python} | {second.way} | 2026-01-01 | a; b |",
+    ]
+    assert page.read_text().startswith("before\n")
+    assert page.read_text().endswith("\nafter\n")
+
+
+def test_a_report_is_counted(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    suite = '<testsuite tests="9" failures="2" errors="1" skipped="0"/>'
+    report.write_text(f"<testsuites>{suite}{suite}</testsuites>")
+    assert matrix.counts(report) == "12 passed, 4 failed, 2 errors"
+    assert matrix.counts(tmp_path / "none.xml") == "no report"
+
+
+def test_what_an_installation_changed_is_told() -> None:
+    before = {"aiohttp": "3.13.3", "requests": "2.32.5", "yarl": "1.0"}
+    after = {"aiohttp": "3.13.3", "requests": "2.34.0", "tenacity": "9.0"}
+    assert matrix.changed(before, after) == ["requests 2.32.5 → 2.34.0", "yarl 1.0 → none"]
