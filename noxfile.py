@@ -31,6 +31,11 @@ PROCESSES = os.environ.get(
     "TEST_PROCESSES", "5"
 )  # more than there are cores, as most tests wait for a server
 
+LIST = """
+import importlib.metadata, json
+print(json.dumps({each.name.lower(): each.version for each in importlib.metadata.distributions()}))
+"""
+
 IMPORT_ALL = """
 import importlib, pkgutil, airflow_jobmon_provider as package
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -87,8 +92,8 @@ def install(session: nox.Session, cell: matrix.Cell) -> str:
 
 def distributions(session: nox.Session) -> dict[str, str]:
     """Return the environment's distributions, by name."""
-    listed = session.run("uv", "pip", "list", "--format", "json", silent=True, external=True)
-    return {found["name"]: found["version"] for found in json.loads(str(listed))}
+    listed: dict[str, str] = json.loads(str(session.run("python", "-c", LIST, silent=True)))
+    return listed
 
 
 def check_installed(session: nox.Session) -> None:

@@ -17,7 +17,7 @@ from airflow_jobmon_provider.client.conversations import (
     make_ready,
     stop_run,
 )
-from airflow_jobmon_provider.client.exceptions import WorkflowRunNotFound
+from airflow_jobmon_provider.client.exceptions import WorkflowNotResumable, WorkflowRunNotFound
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.user import current_user
@@ -101,7 +101,13 @@ class Beginning:
             perhaps_lost=self._memory.is_retry,  # by a try that died before its run was known
             clock=time.monotonic,
         )
-        run = self._attempt.converse(self._hook, creating).workflow_run_id
+        try:
+            run = self._attempt.converse(self._hook, creating).workflow_run_id
+        except WorkflowNotResumable:
+            # The run that was in the way may have made the workflow DONE meanwhile.
+            if self._is_done():
+                return None
+            raise
         self._log.info("created workflow run %d of workflow %d", run, self._workflow_id)
         return run
 

@@ -22,6 +22,7 @@ from tests.end_to_end.dag_runs import (
     new_run,
     provider_beats,
 )
+from tests.running_airflow import AIRFLOW
 
 EXECUTE = "jobmon_resume_and_execute"
 pytestmark = pytest.mark.timeout(240)
@@ -71,15 +72,19 @@ def executing(e2e_sandbox: JobmonSandbox, airflow: AirflowStack) -> tuple[Sandbo
 def assert_second_try_goes_on(
     e2e_sandbox: JobmonSandbox, airflow: AirflowStack, workflow: SandboxWorkflow, dag_run: str, run: int
 ) -> None:
+    # Before 3.3 Airflow does not tell the retry of it.
+    said = f"an earlier try created workflow run {run}" if AIRFLOW >= (3, 3) else "has a run in the way"
+
     def second_try() -> bool:
-        log = airflow.task_log(RETRYING, dag_run, "run", try_number=2)
-        return f"an earlier try created workflow run {run}" in log
+        return said in airflow.task_log(RETRYING, dag_run, "run", try_number=2)
 
     wait_until(second_try, 90, "the retry")
     assert e2e_sandbox.run_status(run) == "R"
     workflow.release()
     assert_ended(airflow, RETRYING, dag_run, "success")
-    assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
+    # A run that the server refuses stays REGISTERED (G): before 3.3, the retry has asked for others.
+    runs = [(id_, status) for id_, status in e2e_sandbox.runs(workflow.workflow_id) if status != "G"]
+    assert runs == [(workflow.workflow_run_id, "E"), (run, "D")]
     wait_until(lambda: not executors(run), 20, "the executor to end")
 
 

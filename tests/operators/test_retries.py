@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -268,6 +269,23 @@ def test_a_retry_without_a_memory_succeeds_on_a_workflow_that_is_done(
     workflow = sandbox.make_workflow_in("D")
     assert create(workflow.workflow_id, resume_on_retry=resume_on_retry).execute(second_try) is None
     assert sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "D")]
+
+
+def test_a_retry_without_a_memory_succeeds_once_the_run_in_the_way_has_made_the_workflow_done(
+    sandbox: JobmonSandbox, second_try: Any
+) -> None:
+    workflow = sandbox.make_workflow("running", tasks=1)
+    before = len(sandbox.requests())
+
+    def refused() -> bool:
+        return "/api/v2/workflow_run" in [request.path for request in sandbox.requests()[before:]]
+
+    with ThreadPoolExecutor() as pool:
+        retry = pool.submit(create(workflow.workflow_id).execute, second_try)
+        wait_until(refused, 30, "a run to be refused")
+        workflow.release()
+        assert retry.result(timeout=60) is None
+    assert sandbox.run_status(workflow.workflow_run_id or 0) == "D"
 
 
 def test_a_retry_without_a_memory_says_what_it_does_not_do(
