@@ -52,19 +52,18 @@ def test_every_row_is_checked() -> None:
 
 def test_the_table_of_cells_keeps_what_was_not_run(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(
-        f"before\n{matrix.BEGIN}\n| 1.0 | 3.9 | newest | 2020-01-01 | gone |\n{matrix.END}\nafter\n"
-    )
+    gone = "| 1.0 | 3.9 | newest | 2020-01-01 | x 1 | y |"
+    page.write_text(f"before\n{matrix.BEGIN}\n{gone}\n{matrix.END}\nafter\n")
     first, second = matrix.CELLS[:2]
-    matrix.write([matrix.row(second, "2026-01-01", ["a", "b"])], page)
-    matrix.write([matrix.row(first, "2026-01-02", ["c"])], page)
-    matrix.write([matrix.row(first, "2026-01-03", ["d"])], page)
+    for cell, passed in ((second, 1), (first, 2), (first, 3)):
+        matrix.write([matrix.row(cell, "2026-01-01", "x 2", matrix.Count(passed, 9))], page)
     titles, _, *rows = page.read_text().partition(matrix.BEGIN)[2].partition(matrix.END)[0].split("\n")[1:-1]
     assert titles.startswith("| Airflow |")
     version = first.airflow.version
     assert rows == [
-        f"| {version} | {first.python} | {first.way} | 2026-01-03 | d |",
-        f"| {version} | {second.python} | {second.way} | 2026-01-01 | a; b |",
+        f"| {version} | {cell.python} | {cell.way} | 2026-01-01 | x 2"
+        f" | {passed} tests passed, 9 with a real Airflow |"
+        for cell, passed in ((first, 3), (second, 1))
     ]
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("\nafter\n")
@@ -72,10 +71,25 @@ def test_the_table_of_cells_keeps_what_was_not_run(tmp_path: Path) -> None:
 
 def test_a_report_is_counted(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
-    suite = '<testsuite tests="9" failures="2" errors="1" skipped="0"/>'
-    report.write_text(f"<testsuites>{suite}{suite}</testsuites>")
-    assert matrix.counts(report) == "12 passed, 4 failed, 2 errors"
-    assert matrix.counts(tmp_path / "none.xml") == "no report"
+    cases = [
+        '<testcase classname="tests.test_a" name="test_b"/>',
+        '<testcase classname="tests.test_a" name="test_c"><failure/></testcase>',
+        '<testcase classname="tests.end_to_end.test_d" name="test_e"/>',
+        '<testcase classname="tests.end_to_end.test_d" name="test_f"><skipped/></testcase>',
+        '<testcase classname="tests.end_to_end.test_d" name="test_g"><error/></testcase>',
+    ]
+    report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    count = matrix.counts(report)
+    bad = ("tests.test_a::test_c", "tests.end_to_end.test_d::test_f", "tests.end_to_end.test_d::test_g")
+    assert count == matrix.Count(1, 1, bad)
+    assert not count.ok
+    assert str(count).endswith("**3 failed, such as tests.test_a::test_c**")
+
+
+def test_a_cell_without_a_report_or_without_a_real_airflow_is_not_ok(tmp_path: Path) -> None:
+    assert not matrix.counts(tmp_path / "none.xml").ok
+    assert not matrix.Count(5, 0).ok
+    assert matrix.Count(5, 1).ok
 
 
 def test_what_an_installation_changed_is_told() -> None:

@@ -20,7 +20,7 @@ from tests.end_to_end.dag_runs import (
 )
 from tests.running_airflow import AIRFLOW
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.end_to_end.dag_runs import RESUME_AND_CREATE, assert_ended, new_run, provider_beats
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(240)]
 
 
 @pytest.mark.parametrize("dag", ["dies_before_deferring", "dies_after_deferring"])
