@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 from airflow.triggers.base import BaseTrigger
@@ -23,13 +23,12 @@ from tests.running_airflow import AIRFLOW_2
 
 
 @dataclass
-class TaskInstance:
+class _TaskInstance:
     """Keeps what a task pushes, and knows what Airflow says about it.
 
     :param max_tries: how many tries Airflow grants it. Only a clear changes that.
     :param map_index: -1: the task is not mapped.
-    :param in_airflow: its state in Airflow's database, by map index, which ``get_task_states`` tells; a
-        callable is called.
+    :param in_airflow: its state in Airflow's database, by map index; a callable is called.
     """
 
     try_number: int = 1
@@ -48,6 +47,14 @@ class TaskInstance:
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
 
+    def _states(self) -> dict[int, str | None]:
+        states = self.in_airflow() if callable(self.in_airflow) else self.in_airflow
+        return states if isinstance(states, dict) else {-1: states}
+
+
+class ApiTaskInstance(_TaskInstance):
+    """What a task has of its task instance on Airflow 3: it asks the API server."""
+
     def get_task_states(
         self,
         dag_id: str,
@@ -59,35 +66,30 @@ class TaskInstance:
     ) -> dict[str, Any]:
         """Answer as Airflow's execution API does: one state for each task instance that was asked for."""
         assert (dag_id, task_ids, run_ids) == (self.dag_id, [self.task_id], [self.run_id])
-        states = self.in_airflow() if callable(self.in_airflow) else self.in_airflow
-        if not isinstance(states, dict):
-            states = {-1: states}
         return {
             self.run_id: {
                 self.task_id if index < 0 else f"{self.task_id}_{index}": state
-                for index, state in states.items()
+                for index, state in self._states().items()
                 if map_index in (None, index)
             }
         }
 
 
-class DatabaseTaskInstance:
-    """What a task has of its task instance on Airflow 2.11: a row of the metadata database."""
+class DatabaseTaskInstance(_TaskInstance):
+    """What a task has of its task instance on Airflow 2: a row of the metadata database."""
 
-    def __init__(self, in_airflow: str | None = "running", *, try_number: int = 1) -> None:
-        self.in_airflow = in_airflow
-        self.try_number = try_number
-        self.max_tries = 1
-        self.map_index = -1
-        self.start_date = datetime.now(timezone.utc)
-        self.next_method: str | None = None
-        self.xcoms: dict[str, Any] = {}
+    def get_task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> Any:
+        """Answer as a query: a row, or None."""
+        assert (dag_id, run_id, task_id) == (self.dag_id, self.run_id, self.task_id)
+        states = self._states()
+        return SimpleNamespace(state=states[map_index]) if map_index in states else None
 
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.xcoms[key] = value
 
-    def current_state(self) -> str | None:
-        return self.in_airflow
+if TYPE_CHECKING or not AIRFLOW_2:
+    TaskInstance = ApiTaskInstance
+else:
+    TaskInstance = DatabaseTaskInstance
+"""The one of the Airflow that runs the tests."""
 
 
 class Tries:
@@ -145,12 +147,12 @@ def stored(trigger: BaseTrigger) -> BaseTrigger:
 
 
 async def kill(trigger: BaseTrigger, state: str | None = "failed") -> None:
-    """End a trigger as a triggerer does in which it runs no longer.
+    """End a trigger as a triggerer does (3.3) in which it runs no longer.
 
     :param state: its task's state in Airflow.
     """
     made: Any = stored(trigger)
-    made.task_instance = TaskInstance(in_airflow={-1: state})
+    made.task_instance = ApiTaskInstance(in_airflow={-1: state})
     await made.on_kill()
 
 

@@ -17,3 +17,12 @@ AIRFLOW = _version()
 
 AIRFLOW_2 = AIRFLOW < (3, 0)
 """A task talks to the metadata database, logs through ``logging``, and a trigger has no ``on_kill``."""
+
+# Modules that were moved.
+if AIRFLOW_2:
+    SECRETS_MASKER = "airflow.utils.log.secrets_masker"
+elif AIRFLOW < (3, 1):
+    SECRETS_MASKER = "airflow.sdk.execution_time.secrets_masker"
+else:
+    SECRETS_MASKER = "airflow.sdk._shared.secrets_masker"
+TIMEOUT = "airflow.sdk.execution_time.timeout" if AIRFLOW >= (3, 1) else "airflow.utils.timeout"

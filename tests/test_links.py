@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import pytest
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, XCom
 from airflow.providers_manager import ProvidersManager
-from airflow.sdk.types import TaskInstanceKey
-from airflow.serialization.serialized_objects import DagSerialization
+from airflow.serialization import serialized_objects
 
 from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink, workflow_url
 from tests.airflow_task import TaskInstance
+from tests.running_airflow import AIRFLOW, AIRFLOW_2
 
-KEY = TaskInstanceKey("dag", "task", "run", 1, -1)
+
+class Key(NamedTuple):
+    """Airflow's ``TaskInstanceKey``, which was moved from version to version."""
+
+    dag_id: str = "dag"
+    task_id: str = "task"
+    run_id: str = "run"
+    try_number: int = 1
+    map_index: int = -1
+
+
+KEY: Any = Key()
 GUI = "https://jobmon.example/gui"
 
 
@@ -70,12 +81,16 @@ def test_the_link_is_what_the_worker_has_stored(
     assert asked == [(KEY, JobmonWorkflowLink().xcom_key)]
 
 
-def test_airflow_3_serializes_name_and_key_only() -> None:
-    """So its API server reads the XCom, and needs neither this package's code nor the connection."""
+def test_airflow_serializes_what_its_server_needs() -> None:
+    """That of Airflow 3 reads the XCom, and needs neither this package's code nor the connection."""
     with DAG("dag", schedule=None) as dag:
         Linked(task_id="task")
-    task = DagSerialization.serialize_dag(dag)["tasks"][0]["__var"]
-    assert task["_operator_extra_links"] == {"Jobmon workflow": "_link_JobmonWorkflowLink"}
+    serialization: Any = serialized_objects
+    serializer = serialization.DagSerialization if AIRFLOW >= (3, 2) else serialization.SerializedDAG
+    task = serializer.serialize_dag(dag)["tasks"][0]["__var"]
+    of_airflow_2: list[Any] = [{"airflow_jobmon_provider.links.jobmon.JobmonWorkflowLink": {}}]
+    of_airflow_3 = {"Jobmon workflow": JobmonWorkflowLink().xcom_key}
+    assert task["_operator_extra_links"] == (of_airflow_2 if AIRFLOW_2 else of_airflow_3)
 
 
 def test_airflow_2_can_make_the_link_anew_from_its_class_path() -> None:

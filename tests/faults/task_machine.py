@@ -22,7 +22,7 @@ from airflow_jobmon_provider.client.conversations import Ask, Driver, Pause
 from airflow_jobmon_provider.client.exceptions import JobmonError, NotAuthorized
 from airflow_jobmon_provider.client.protocol import Call, CreatedRun
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
-from tests.airflow_task import TaskInstance, Tries, fire, resume, stored
+from tests.airflow_task import ApiTaskInstance, Tries, fire, resume, stored
 from tests.faults.gate import Gate
 from tests.faults.machine import (
     BUFFER,
@@ -420,7 +420,7 @@ class TaskMachine(Interleavings):
         if tells:
             assert self.deferred is not None
             trigger: Any = stored(self.deferred.trigger)
-            trigger.task_instance = TaskInstance(in_airflow={-1: self.state})
+            trigger.task_instance = ApiTaskInstance(in_airflow={-1: self.state})
             kind = "late_kill" if state in WAITING and state is not None else "kill"
             self.start(kind, lambda: asyncio.run(trigger.on_kill()), None, talk.run)
 

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowTa
 
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox
-from tests.airflow_task import TaskInstance, resume
+from tests.airflow_task import ApiTaskInstance, DatabaseTaskInstance, TaskInstance, resume
 from tests.operators.tasks import create, last_run
 from tests.stub_server import StubServer
 
@@ -250,9 +250,9 @@ def render(ti: Any, *, mapped: bool) -> CreateWorkflowRunOperator:
 def test_a_template_that_names_what_is_gone_is_no_failure_after_the_deferral(
     airflow: int, mapped: bool
 ) -> None:
-    ti = TaskInstance(next_method="execute_complete") if airflow == 2 else TaskInstance()
+    ti: Any = DatabaseTaskInstance(next_method="execute_complete") if airflow == 2 else ApiTaskInstance()
     if airflow == 3:
-        ti._ti_context_from_server = FromServer()  # type: ignore[attr-defined]
+        ti._ti_context_from_server = FromServer()
     assert render(ti, mapped=mapped).workflow_id == "{{ var['gone'].deeper }}"
 
 

@@ -17,8 +17,10 @@ from airflow_jobmon_provider.operators._watcher import Watcher
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from airflow_jobmon_provider.task import state as task_state
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
-from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
+from tests.airflow_2 import task_instance_in_database
+from tests.airflow_task import ApiTaskInstance, DatabaseTaskInstance, TaskInstance, Tries, run_task
 from tests.operators.tasks import create, last_run
+from tests.running_airflow import AIRFLOW_2
 from tests.stub_server import Reply, StubServer
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -45,31 +47,52 @@ def killed(sandbox: JobmonSandbox, ti: Any, path: str = "BIOR", **options: Any) 
 
 # --- what Airflow says --------------------------------------------------------------------------------------
 
+Make = Callable[..., Any]
 
+
+def of_airflow_3(states: dict[int, str | None], map_index: int = -1) -> ApiTaskInstance:
+    return ApiTaskInstance(map_index=map_index, in_airflow=states)
+
+
+def of_airflow_2(states: dict[int, str | None], map_index: int = -1) -> Any:
+    """The real one where Airflow 2 runs the tests."""
+    if AIRFLOW_2:
+        return task_instance_in_database(states, map_index)
+    return DatabaseTaskInstance(map_index=map_index, in_airflow=states)
+
+
+kinds = pytest.mark.parametrize("make", [of_airflow_3, of_airflow_2])
+
+
+@kinds
 @pytest.mark.parametrize("state", ENDED)
-def test_a_run_is_stopped_if_the_task_is_over_or_was_ended(sandbox: JobmonSandbox, state: str) -> None:
-    assert killed(sandbox, TaskInstance(in_airflow={-1: state})) == "C"
-    assert killed(sandbox, DatabaseTaskInstance(state)) == "C"
+def test_a_run_is_stopped_if_the_task_is_over_or_was_ended(
+    sandbox: JobmonSandbox, state: str, make: Make
+) -> None:
+    assert killed(sandbox, make({-1: state})) == "C"
 
 
+@kinds
 @pytest.mark.parametrize("path", ["", "BIOR"])
 @pytest.mark.parametrize("state", GOES_ON)
-def test_a_run_is_let_go_if_the_task_goes_on(sandbox: JobmonSandbox, state: str | None, path: str) -> None:
+def test_a_run_is_let_go_if_the_task_goes_on(
+    sandbox: JobmonSandbox, state: str | None, path: str, make: Make
+) -> None:
     expected = (path or "L")[-1]
-    assert killed(sandbox, TaskInstance(in_airflow={-1: state}), path) == expected
-    assert killed(sandbox, DatabaseTaskInstance(state), path) == expected
+    assert killed(sandbox, make({-1: state}), path) == expected
 
 
+@kinds
 @pytest.mark.parametrize(("own", "others", "left"), [("running", "failed", "R"), ("failed", "running", "C")])
 def test_a_mapped_task_is_ended_by_its_own_state(
-    sandbox: JobmonSandbox, own: str, others: str, left: str
+    sandbox: JobmonSandbox, own: str, others: str, left: str, make: Make
 ) -> None:
-    ti = TaskInstance(map_index=3, in_airflow={2: others, 3: own, 30: others})
-    assert killed(sandbox, ti) == left
+    assert killed(sandbox, make({2: others, 3: own, 30: others}, 3)) == left
 
 
-def test_a_task_instance_that_was_deleted_is_over(sandbox: JobmonSandbox) -> None:
-    assert killed(sandbox, TaskInstance(in_airflow={})) == "C"
+@kinds
+def test_a_task_instance_that_was_deleted_is_over(sandbox: JobmonSandbox, make: Make) -> None:
+    assert killed(sandbox, make({})) == "C"
 
 
 def fails() -> str:
@@ -191,7 +214,7 @@ def test_a_user_who_ends_the_task_ends_the_run_while_it_is_waited_for(
         playing.join()
 
 
-class TalksWithAirflow(TaskInstance):
+class TalksWithAirflow(ApiTaskInstance):
     """Is told to end while a request to Airflow is under way, which no other request may come between."""
 
     def __init__(self, **options: Any) -> None:
@@ -278,7 +301,7 @@ def test_airflow_2_ends_the_task_by_an_exception_after_on_kill(
     terminating = terminate_when_running(sandbox, workflow_id)
     try:
         with pytest.raises((AirflowTaskTerminated, AirflowException)):
-            run_task(task, DatabaseTaskInstance(state))
+            run_task(task, DatabaseTaskInstance(in_airflow={-1: state}))
     finally:
         signal.signal(signal.SIGTERM, before)
         terminating.join()

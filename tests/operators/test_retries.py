@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.operators._retry import Preparation, Step, next_step, preparation
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
-from tests.airflow_task import DatabaseTaskInstance, TaskInstance, Tries, run_task
+from tests.airflow_task import ApiTaskInstance, DatabaseTaskInstance, TaskInstance, Tries, run_task
 from tests.operators.tasks import create, died_after_creating, last_run
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -233,7 +233,7 @@ def test_a_resuming_retry_resets_no_task_under_another_executor(sandbox: JobmonS
 @pytest.fixture(params=["2.11", "3.2"])
 def second_try(request: pytest.FixtureRequest) -> Any:
     """Return the context of a second try where there is no task store."""
-    makes = {"2.11": DatabaseTaskInstance(try_number=2), "3.2": TaskInstance(try_number=2)}
+    makes = {"2.11": DatabaseTaskInstance(try_number=2), "3.2": ApiTaskInstance(try_number=2)}
     return {"ti": makes[request.param]}
 
 

@@ -23,12 +23,9 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_jobmon_provider.sensors.jobmon import WorkflowResumableSensor, WorkflowRunSensor
 from tests.airflow_task import Ended, TaskInstance, execute, fire, resume
-from tests.running_airflow import AIRFLOW
+from tests.running_airflow import AIRFLOW_2, TIMEOUT
 
-# Airflow's, by a signal.
-_limit: Any = importlib.import_module(
-    "airflow.sdk.execution_time.timeout" if AIRFLOW >= (3, 1) else "airflow.utils.timeout"
-).timeout
+_limit: Any = importlib.import_module(TIMEOUT).timeout  # Airflow's, by a signal
 OUR_TRIGGERS = "airflow_jobmon_provider"
 
 
@@ -43,10 +40,23 @@ def run_ended(run: Any, **options: Any) -> WorkflowRunSensor:
 class Rescheduled(TaskInstance):
     """The part of a task instance that a sensor in reschedule mode asks."""
 
-    first: datetime | None = None
+    _first: datetime | None = None
 
-    def get_first_reschedule_date(self, context: Any) -> datetime | None:
-        return self.first
+    @property
+    def first(self) -> datetime | None:
+        """When the first poke began, if there was a second one."""
+        return self._first
+
+    @first.setter
+    def first(self, begun: datetime | None) -> None:
+        self._first = begun
+        if AIRFLOW_2 and begun:  # which gives all of its pokes one start date
+            self.start_date = begun
+
+    if not AIRFLOW_2:
+
+        def get_first_reschedule_date(self, context: Any) -> datetime | None:
+            return self.first
 
 
 def context(ti: TaskInstance | None = None) -> Any:

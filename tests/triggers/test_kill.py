@@ -14,7 +14,7 @@ import pytest
 from airflow_jobmon_provider.task import state as task_state
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox
-from tests.airflow_task import TaskInstance, kill, stored
+from tests.airflow_task import ApiTaskInstance, kill, stored
 
 pytestmark = pytest.mark.usefixtures("connection")
 
@@ -56,7 +56,7 @@ async def test_a_run_goes_on_where_airflow_does_not_answer(
 
     run, ours = trigger(sandbox, "R")
     made: WorkflowRunHeartbeatTrigger = stored(ours)  # type: ignore[assignment]
-    made.task_instance = TaskInstance(in_airflow=fails)  # type: ignore[assignment]
+    made.task_instance = ApiTaskInstance(in_airflow=fails)  # type: ignore[assignment]
     await made.on_kill()
     await stored(ours).on_kill()  # nor is its task known
     assert sandbox.run_status(run) == "R"
@@ -72,6 +72,6 @@ async def test_a_run_is_given_up_where_airflow_takes_seconds_to_answer(sandbox: 
 
     run, ours = trigger(sandbox, "L")
     made: WorkflowRunHeartbeatTrigger = stored(ours)  # type: ignore[assignment]
-    made.task_instance = TaskInstance(in_airflow=answers_late)  # type: ignore[assignment]
+    made.task_instance = ApiTaskInstance(in_airflow=answers_late)  # type: ignore[assignment]
     await made.on_kill()
     assert sandbox.run_status(run) == "A"
