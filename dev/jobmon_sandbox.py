@@ -205,7 +205,8 @@ class JobmonSandbox:
     def start_server(self, *, newer: bool = True) -> None:
         """Start the server, on the same port and database as before, and wait until it is healthy.
 
-        :param newer: with the routes of "3.7" below ``/api/v3``. False: as released. Default True.
+        :param newer: with the routes of "3.7" below ``/api/v3``, and of 3.6 below ``/3.6/api/v3``. False: as
+            released. Default True.
         """
         if self._server is not None and self._server.alive:
             return

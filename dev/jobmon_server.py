@@ -4,8 +4,9 @@
 
 ``/api/v2`` is the server as released. ``/api/v3`` of the released server wants a browser login and lacks what
 came later; here it answers as Jobmon's development version ("3.7") does where docs/protocol.md says that it
-differs: the routes below, written for these tests, on the released server's own models. With ``--released``
-they are left out. ``/`` is a page for people, in place of Jobmon's GUI.
+differs: the routes below, written for these tests, on the released server's own models. ``/3.6/api/v3``
+answers as 3.6 does, in which some of them do not exist yet. With ``--released`` both are left out. ``/`` is a
+page for people, in place of Jobmon's GUI.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from jobmon.server.web.models.workflow_run import WorkflowRun  # noqa: E402
 from jobmon.server.web.models.workflow_run_status import WorkflowRunStatus  # noqa: E402
 from jobmon.server.web.models.workflow_status import WorkflowStatus  # noqa: E402
 from jobmon.server.web.routes.utils import get_user  # noqa: E402
+from jobmon.server.web.routes.v3 import api_v3_router  # noqa: E402
 from jobmon.server.web.routes.v3.cli.workflow import _cli_label_mapping  # noqa: E402
 from jobmon.server.web.server_side_exception import InvalidUsage  # noqa: E402
 from sqlalchemy import func, select  # noqa: E402
@@ -60,6 +62,7 @@ section:target {background: #ffd}
 SHOWN = 100  # workflows, and tasks of each
 
 newer = APIRouter(prefix="/api/v3")
+between = APIRouter(prefix="/3.6/api/v3")
 people = APIRouter()
 
 
@@ -92,6 +95,11 @@ def is_resumable(workflow_id: int) -> dict[str, Any]:
             raise HTTPException(404, f"Workflow with ID {workflow_id} not found in database.")
         pending = len(kill_self_instances(session, workflow_id))
         return {"workflow_is_resumable": workflow.is_resumable, "pending_kill_self": pending}
+
+
+@between.get("/workflow/{workflow_id}/is_resumable")
+def is_resumable_36(workflow_id: int) -> dict[str, Any]:
+    return {"workflow_is_resumable": is_resumable(workflow_id)["workflow_is_resumable"]}
 
 
 @newer.post("/workflow/{workflow_id}/force_cleanup_kill_self")
@@ -195,6 +203,11 @@ def workflow_details_viz(workflow_id: int) -> list[dict[str, Any]]:
         ]
 
 
+for route in newer.routes:
+    if route.endpoint not in (is_resumable, force_cleanup_kill_self):  # as they are came with 3.7
+        between.add_api_route(route.path.removeprefix(newer.prefix), route.endpoint, methods=route.methods)
+
+
 @people.get("/")
 def page() -> HTMLResponse:
     """Show the newest workflows. The element's id is what stands after the # in a link to Jobmon's GUI."""
@@ -273,7 +286,8 @@ def main(port: int, request_log: str, *, released: bool) -> None:
     app.dependency_overrides[get_user] = lambda: {"email": "sandbox@example.org", "groups": []}
     app.include_router(people)
     if not released:
-        app.router.routes[:0] = newer.routes  # the first route that matches is taken
+        app.include_router(api_v3_router, prefix=between.prefix.removesuffix("/v3"))
+        app.router.routes[:0] = [*newer.routes, *between.routes]  # the first route that matches is taken
     uvicorn.run(RequestLog(app, request_log), host="127.0.0.1", port=port, log_level="warning")
 
 

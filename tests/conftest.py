@@ -75,12 +75,18 @@ def logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture)
 
 
 @pytest.fixture
-def stub() -> Iterator[Callable[..., StubServer]]:
+def kind_of_stub() -> type[StubServer]:
+    """Which servers ``stub`` makes."""
+    return StubServer
+
+
+@pytest.fixture
+def stub(kind_of_stub: type[StubServer]) -> Iterator[Callable[..., StubServer]]:
     """Make servers that reply what a test says."""
     servers: list[StubServer] = []
 
     def make(*replies: object, **options: Any) -> StubServer:
-        servers.append(StubServer(*replies, **options))
+        servers.append(kind_of_stub(*replies, **options))
         return servers[-1]
 
     yield make

@@ -39,8 +39,10 @@ from airflow_jobmon_provider.client.protocol import (
     routes,
 )
 
-OLD, NEW = VERSIONS = ("3.4.8", "3.7")
-"""The servers whose replies are recorded in ``tests/contract/replies``."""
+OLD, MIDDLE, NEW = VERSIONS = ("3.4.8", "3.6", "3.7")
+"""The servers that the provider works with whose replies are recorded in ``tests/contract/replies``."""
+
+SINCE_MIDDLE = (MIDDLE, NEW)
 
 GOOD_FOR = 86_400.0
 """Seconds; a run that was created with so many, or has such a heartbeat, is alive while the tests last."""
@@ -71,10 +73,20 @@ class Ids:
 
 @dataclass(frozen=True)
 class ByVersion:
-    """What differs between the recorded servers."""
+    """What differs between the recorded servers.
+
+    :param old: of 3.4.8.
+    :param new: of 3.7.
+    :param since: the first version with ``new``; those before it have ``old``. Default 3.6.
+    """
 
     old: Any
     new: Any
+    since: str = MIDDLE
+
+    def of(self, version: str) -> Any:
+        """Return what holds for a version."""
+        return self.new if VERSIONS.index(version) >= VERSIONS.index(self.since) else self.old
 
 
 @dataclass(frozen=True)
@@ -160,9 +172,7 @@ class Row:
     def meanings(self, version: str) -> dict[str, Any]:
         """Return by case what the recorded replies of a server mean."""
         return {
-            case: (meaning.old if version == OLD else meaning.new)
-            if isinstance(meaning, ByVersion)
-            else meaning
+            case: meaning.of(version) if isinstance(meaning, ByVersion) else meaning
             for case, meaning in self.recorded.items()
         }
 
@@ -181,7 +191,7 @@ def understood(call: Call[Any], status: int, body: Any, server: str = SERVER) ->
 
 
 def _details(user: str, version: str) -> dict[str, Any]:
-    """Return a row of ``workflow_details_viz``: 3.4.8 and 3.7 write dates differently, only 3.7 tells who."""
+    """Return a row of ``workflow_details_viz``: 3.4.8 writes dates differently, and does not tell who."""
     between = "T" if version == NEW else " "
     row = {
         "wf_name": "fit",
@@ -232,6 +242,14 @@ ROWS: tuple[Row, ...] = (
         recorded={"api_version": ByVersion("v2", "v3")},
     ),
     Row(
+        "probe_age",
+        lambda ids: (),
+        [Sample({"detail": "Method Not Allowed"}, InvalidRequest, "probe_age", status=405)],
+        changes=False,
+        recorded={"probe_age": InvalidRequest},
+        repeatable=False,  # what it asks for is an error
+    ),
+    Row(
         "set_resume",
         lambda ids: (ids.workflow, True),
         [Sample({}, None, "set_resume: no active run")],
@@ -246,7 +264,9 @@ ROWS: tuple[Row, ...] = (
         "is_resumable",
         lambda ids: (ids.workflow,),
         [
-            Sample({"workflow_is_resumable": True}, Resumability(True, None), "is_resumable: yes", [OLD]),
+            Sample(
+                {"workflow_is_resumable": True}, Resumability(True, None), "is_resumable: yes", [OLD, MIDDLE]
+            ),
             Sample(
                 {"workflow_is_resumable": False, "pending_kill_self": 2},
                 Resumability(False, 2),
@@ -257,8 +277,8 @@ ROWS: tuple[Row, ...] = (
         changes=False,
         recorded={
             "is_resumable: unknown": WorkflowNotFound,
-            "is_resumable: yes": ByVersion(Resumability(True, None), Resumability(True, 0)),
-            "is_resumable: no": ByVersion(Resumability(False, None), Resumability(False, 0)),
+            "is_resumable: yes": ByVersion(Resumability(True, None), Resumability(True, 0), NEW),
+            "is_resumable: no": ByVersion(Resumability(False, None), Resumability(False, 0), NEW),
         },
     ),
     Row(
@@ -271,8 +291,8 @@ ROWS: tuple[Row, ...] = (
         ],
         changes=True,
         recorded={
-            "force_cleanup_kill_self: unknown": ByVersion(RouteNotSupported, 0),
-            "force_cleanup_kill_self": ByVersion(RouteNotSupported, 0),
+            "force_cleanup_kill_self: unknown": ByVersion(RouteNotSupported, 0, NEW),
+            "force_cleanup_kill_self": ByVersion(RouteNotSupported, 0, NEW),
         },
     ),
     Row(
@@ -374,7 +394,7 @@ ROWS: tuple[Row, ...] = (
                 {"workflow_runs": [[5, 7], [6, 8]]},
                 (LostRun(5, 7), LostRun(6, 8)),
                 "lost_workflow_runs",
-                [NEW],
+                SINCE_MIDDLE,
             ),
             Sample({"workflow_runs": []}, (), "lost_workflow_runs: none"),
         ],
@@ -402,7 +422,7 @@ ROWS: tuple[Row, ...] = (
                 [_details("bob", NEW)],
                 WorkflowDetails("F", "fit", "bob", modern=True, status_since="2026-11-25T02:34:09"),
                 "workflow_details: one run",
-                [NEW],
+                SINCE_MIDDLE,
             ),
             Sample(
                 [_details("bob", OLD), _details("bob", OLD)],
@@ -475,7 +495,7 @@ ROWS: tuple[Row, ...] = (
                 {"detail": "Method Not Allowed"},
                 InvalidRequest,
                 "probe_increase_resources",
-                [NEW],
+                SINCE_MIDDLE,
                 status=405,
             ),
             Sample({"detail": "Not Found"}, RouteNotSupported, "probe_increase_resources", [OLD], status=404),
@@ -487,7 +507,14 @@ ROWS: tuple[Row, ...] = (
     Row(
         "increase_resources",
         lambda ids: (ids.workflow,),
-        [Sample({"updated_task_count": 3, "updated_task_ids": [1, 2, 9]}, 3, "increase_resources", [NEW])],
+        [
+            Sample(
+                {"updated_task_count": 3, "updated_task_ids": [1, 2, 9]},
+                3,
+                "increase_resources",
+                SINCE_MIDDLE,
+            )
+        ],
         changes=True,
         recorded={
             "increase_resources: unknown": ByVersion(RouteNotSupported, 0),

@@ -42,7 +42,7 @@ class NotAuthorized(InvalidRequest):
 class RecordNotFound(InvalidRequest):
     """The server has no such workflow or run.
 
-    3.4.8 says so with a 500 that names ``NoResultFound``, 3.7 with a 404 that names the workflow
+    3.4.8 says so with a 500 that names ``NoResultFound``, 3.6 with a 404 that names the workflow
     (docs/protocol.md, "Routes").
     """
 

@@ -6,11 +6,13 @@ meant: under another route prefix, and with or without TLS.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from airflow_jobmon_provider.client._http.environment import way_to
+from airflow_jobmon_provider.client.conversations import Retries, check_age
 from airflow_jobmon_provider.client.exceptions import (
     ConfigError,
     InvalidRequest,
@@ -19,7 +21,7 @@ from airflow_jobmon_provider.client.exceptions import (
     UnreadableReply,
 )
 from airflow_jobmon_provider.client.protocol import routes
-from airflow_jobmon_provider.client.requester import Requester, ask
+from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.client.settings import Settings, join_prefix
 from airflow_jobmon_provider.hooks.connection import JobmonServer
 
@@ -52,12 +54,14 @@ def check(server: JobmonServer, requester: Requester) -> tuple[bool, str]:
 
 
 def _version(requester: Requester) -> str:
-    """Return the version of the API of a healthy Jobmon.
+    """Return the version of the API of a healthy Jobmon that is not too old.
 
     :raises JobmonError: it is none.
     """
     ask(requester, routes.health(), tenacious=False)
-    return ask(requester, routes.api_version(), tenacious=False)
+    version = ask(requester, routes.api_version(), tenacious=False)
+    converse(requester, check_age(version, Retries(timeout=0, attempts=1), time.monotonic))
+    return version
 
 
 def _better(server: JobmonServer, error: JobmonError) -> Iterator[str]:

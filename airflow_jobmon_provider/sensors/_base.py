@@ -90,6 +90,7 @@ class JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         self._look_end = math.inf  # when a look's requests must be over, by the monotonic clock
         self._hook: JobmonHook | None = None  # of the first poke: the connection is read once
         self._server: str | None = None  # address of the server that was asked
+        self._knows_server = False  # whether this process has found that it is not too old
         self._seen = "nothing was seen"  # what the last look said, for the message of a time-out
 
     # --- What the sensors add -------------------------------------------------------------------------------
@@ -223,11 +224,21 @@ class JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
         with airflow_errors():
             self._server = hook.server.settings.service_url
             try:
+                self._check_server_version(hook)
                 return self._look(hook)
             except (ServerFailure, ServerUnreachable) as error:
                 self._seen = f"Jobmon is not answering: {error}"
                 self.log.warning("Jobmon is not answering; will keep trying: %s", error)
                 return False
+
+    def _check_server_version(self, hook: JobmonHook) -> None:
+        """Make sure that the server is not too old, once in a process, before anything is asked of it."""
+        from airflow_jobmon_provider.client.conversations import Retries, check_server_version
+
+        if not self._knows_server:
+            once = Retries(timeout=0, attempts=1)
+            self._converse(hook, check_server_version(None, once, time.monotonic))
+            self._knows_server = True
 
     def _not_yet(self, seen: str) -> bool:
         """Say what was seen, which is not the end; return False."""

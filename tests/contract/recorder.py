@@ -6,9 +6,10 @@ bound and never run. It moves them through every case below; each is one row of 
 records how a server refuses that wants a browser's login. Nothing of the machine is recorded: no header but
 the content type, and ids as the server gave them.
 
-Record "3.7" with the FastAPI that its lock file names. With the newest one it replies before it commits, and
-a request that follows at once may be answered from what was before: ``I`` was refused to a run still in
-``L``, right after the reply that it was in ``B``.
+Record 3.6 and "3.7" with the FastAPI that their lock files name. With the newest one they reply before they
+commit, and a request that follows at once may be answered from what was before: ``I`` was refused to a run
+still in ``L``, right after the reply that it was in ``B``. 3.2.4 and 3.3.1 ran with the libraries of their
+time. There nobody executed FAILED: its run was moved from status to status, so no task says why it failed.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def record(url: str, failed: int, fresh: Sequence[int]) -> list[Recording]:
 def _ask_about_the_server(to: Recorder) -> None:
     to.ask("health", "health")
     to.ask("api_version", "api_version")
+    to.ask("probe_age", "probe_age")
     to.send("missing route", "get", "/nothing_here")
     to.send("wrong method", "get", f"/workflow/{NOBODY}/set_resume")
     to.send("malformed id", "get", "/workflow_details_viz/seven")

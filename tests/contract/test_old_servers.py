@@ -1,6 +1,7 @@
 """Servers older than this provider knows: told before anything is changed, in one line.
 
-Their replies are derived from the source of Jobmon 3.2.4 (no prefix) and 3.3.1 (``/api/v2``), both on Flask.
+Jobmon before 3.4 rests on Flask. Its replies here are those of 3.2.4 (no prefix) and 3.3.1 (``/api/v2``),
+which are recorded in ``replies/``; ``test_too_old.py`` has every task meet them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     NotAuthorized,
     RouteNotSupported,
+    ServerFailure,
     ServerTooOld,
     UnreadableReply,
 )
@@ -75,12 +77,55 @@ def test_a_wrong_prefix_is_not_taken_for_an_old_server(stub: Stub, not_there: Re
     assert not isinstance(caught.value, RouteNotSupported)
 
 
-def test_a_server_that_this_client_knows_costs_one_request(
-    sandbox: JobmonSandbox, requester: Requester, prefix: str
+@pytest.mark.parametrize(
+    ("prefix", "asked"),
+    [
+        ("/api/v3", ["/api_version"]),
+        ("/3.6/api/v3", ["/api_version"]),
+        ("/api/v2", ["/api_version", "/workflow_run"]),  # 3.3 has that version of the API, too
+    ],
+)
+def test_a_server_that_this_client_knows_costs_a_request_or_two(
+    sandbox: JobmonSandbox, prefix: str, asked: list[str]
 ) -> None:
     before = len(sandbox.requests())
-    check(requester)
-    assert [request.path for request in sandbox.requests()[before:]] == [f"{prefix}/api_version"]
+    check(Requester(sandbox.url + prefix, retries_timeout=0))
+    seen = sandbox.requests()[before:]
+    assert [(request.method, request.path) for request in seen] == [("GET", prefix + path) for path in asked]
+
+
+FLASK_405 = Reply(500, {"error": {"type": "<class 'werkzeug.exceptions.MethodNotAllowed'>"}})
+
+
+def test_an_old_server_whose_api_has_a_version_that_is_still_in_use_is_told_apart(stub: Stub) -> None:
+    server = stub({"status": "v2"}, FLASK_405)
+    with pytest.raises(ServerTooOld) as caught:
+        check(Requester(server.url))
+    assert str(caught.value) == (
+        f"this Jobmon server ({server.url}) answers as Jobmon before 3.4 does; this provider needs Jobmon 3.4"
+        " or newer on the server"
+    )
+    asked = [(request.method, request.path.partition("?")[0]) for request in server.requests]
+    assert asked == [("GET", "/api_version"), ("GET", "/workflow_run")]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Reply(405, {"detail": "Method Not Allowed"}),
+        Reply(403, b"<title>Forbidden</title>"),
+        Reply(404, b"default backend - 404"),
+        Reply(200, b"<title>Sign in</title>"),
+    ],
+    ids=["of 3.4", "403", "404", "a page"],
+)
+def test_a_refusal_that_is_not_an_old_servers_proves_nothing_against_it(stub: Stub, refusal: Reply) -> None:
+    check(Requester(stub({"status": "v2"}, refusal).url))
+
+
+def test_a_server_that_does_not_answer_is_not_taken_for_one_that_is_new_enough(stub: Stub) -> None:
+    with pytest.raises(ServerFailure):
+        check(Requester(stub({"status": "v2"}, Reply(503)).url))
 
 
 def test_a_server_whose_reply_has_shown_its_age_costs_none(
@@ -106,7 +151,8 @@ def test_the_details_of_an_old_server_tell_its_age_at_no_cost(stub: Stub, row: d
     with pytest.raises(ServerTooOld) as caught:
         ask(Requester(server.url), routes.workflow_details(7))
     assert str(caught.value) == (
-        f"GET {server.url}/workflow_details_viz/7: this provider needs Jobmon 3.4 or newer on the server"
+        f"GET {server.url}/workflow_details_viz/7: the reply is written as by Jobmon before 3.4; this"
+        " provider needs Jobmon 3.4 or newer on the server"
     )
 
 

@@ -542,7 +542,7 @@ def test_it_says_so_whatever_answers_in_the_wrong_place(
     wrong: int,
 ) -> None:
     elsewhere = Reply(wrong, b"<p>", (("Location", "http://elsewhere"),))
-    server = stub(*[elsewhere] * (len(asked) - 2), {"status": "OK"}, {"status": "v2"})
+    server = stub(*[elsewhere] * (len(asked) - 2), {"status": "OK"}, {"status": "v3"})
     connection(server.url + base, extra={"route_prefix": given})
     line = f"{server.url}{base}{given}: Jobmon does not answer {says}"
     assert JobmonHook().test_connection() == (False, line)

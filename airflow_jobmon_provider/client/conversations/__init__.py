@@ -58,7 +58,7 @@ from airflow_jobmon_provider.client.conversations.resume import (
     make_ready,
     reset_tasks,
 )
-from airflow_jobmon_provider.client.conversations.server_version import check_server_version
+from airflow_jobmon_provider.client.conversations.server_version import check_age, check_server_version
 from airflow_jobmon_provider.client.conversations.steps import (
     Ask,
     Clock,
@@ -112,6 +112,7 @@ __all__ = [
     "ask_until",
     "begin_resume",
     "carry",
+    "check_age",
     "check_at_rest",
     "check_increase_resources",
     "check_server_version",

@@ -88,7 +88,7 @@ def _waiting_for_a_run(workflow_id: int, left: float) -> Note:
 def _with_owner(
     workflow_id: int, problem: JobmonError, end: float, clock: Clock
 ) -> Conversation[JobmonError]:
-    """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.7)."""
+    """Return a refusal with the name of who has the workflow's latest run, where the server tells (3.6)."""
     if isinstance(problem, WorkflowBusy):
         try:
             details = yield Ask(routes.workflow_details(workflow_id, refused=True), left_until(end, clock))

@@ -8,8 +8,8 @@
 * ``responses``: reads every HTTP response, status by status.
 * ``retry``: the only place that decides which failures are worth a retry.
 
-The facts about routes and replies come from docs/protocol.md, which was measured on Jobmon 3.4.8 and on its
-development version of early 2026 ("3.7").
+The facts about routes and replies come from docs/protocol.md, which was measured on Jobmon 3.4.8 and 3.6, and
+on its development version of early 2026 ("3.7").
 """
 
 from __future__ import annotations

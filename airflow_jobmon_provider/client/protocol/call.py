@@ -11,8 +11,10 @@ from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     RecordNotFound,
     RouteNotSupported,
+    ServerTooOld,
     TransitionRefused,
 )
+from airflow_jobmon_provider.client.protocol.reading import TOO_OLD
 
 T = TypeVar("T")
 
@@ -70,6 +72,11 @@ class Call(Generic[T]):
             return type(self.not_found)(f"{self.not_found} at {server}")
         if isinstance(error, TransitionRefused) and self.refused is not None:
             return type(self.refused)(f"{self.refused} at {server}")
+        if isinstance(error, ServerTooOld):
+            return ServerTooOld(
+                f"this Jobmon server ({server}) answers as Jobmon before 3.4 does; {TOO_OLD}",
+                error.status_code,
+            )
         if self.unsupported is not None and isinstance(error, InvalidRequest) and error.status_code == 404:
             return RouteNotSupported(
                 f"this Jobmon server ({server}) cannot {self.unsupported}; needs a newer one"

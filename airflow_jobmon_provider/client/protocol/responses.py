@@ -16,6 +16,7 @@ from airflow_jobmon_provider.client.exceptions import (
     NotAuthorized,
     RecordNotFound,
     ServerFailure,
+    ServerTooOld,
     TransitionRefused,
     UnreadableReply,
 )
@@ -59,6 +60,7 @@ def decipher(verb: str, url: str, response: Response, secrets: Secrets = NO_SECR
     :raises NotAuthorized: 401, 403.
     :raises RecordNotFound: no such workflow or run, in either server version's words.
     :raises TransitionRefused: nothing leads there from the status that is.
+    :raises ServerTooOld: Jobmon before 3.4 reports a request that it does not take.
     :raises InvalidRequest: another 4xx, or a redirect.
     :raises ServerFailure: 5xx, 423, 429.
     :raises UnreadableReply: the body is too long or no JSON, or packed in a way that nobody asked for.
@@ -115,11 +117,12 @@ def unpack(response: Response, asked: str) -> bytes:
         raise UnreadableReply(f"{asked}: a reply that says it is {packing}, and is not") from None
 
 
-def _final_kind(code: int, body: bytes) -> type[RecordNotFound | TransitionRefused] | None:
+def _final_kind(code: int, body: bytes) -> type[RecordNotFound | TransitionRefused | ServerTooOld] | None:
     """Return what an error says that is final whatever its status, and neither of a route nor of the server.
 
     3.4.8: ``{"error": {"type": "<class '…NoResultFound'>"}}`` with 500; also InvalidStateTransition.
-    3.7: ``{"detail": "Workflow with ID 7 not found in database."}`` with 404, where a missing route is
+    Before 3.4 also ``<class 'werkzeug.exceptions.MethodNotAllowed'>`` and others of Flask's library.
+    3.6: ``{"detail": "Workflow with ID 7 not found in database."}`` with 404, where a missing route is
     ``{"detail": "Not Found"}``.
     """
     try:
@@ -133,6 +136,8 @@ def _final_kind(code: int, body: bytes) -> type[RecordNotFound | TransitionRefus
         kind = text_of(inner.get("type"))
         if "InvalidStateTransition" in kind:
             return TransitionRefused
+        if "werkzeug.exceptions" in kind:
+            return ServerTooOld
         return RecordNotFound if "NoResultFound" in kind else None
     return RecordNotFound if code == 404 and NO_WORKFLOW.search(text_of(error.get("detail"))) else None
 

@@ -59,7 +59,7 @@ def health() -> Call[None]:
 
 
 def api_version() -> Call[str]:
-    """GET /api_version: ``v2``, ``v3``. A server that is healthy and lacks it is too old (3.2)."""
+    """GET /api_version: ``v2``, ``v3``. A server that is healthy and lacks it is too old (3.2.4)."""
     return Call(
         "get",
         "/api_version",
@@ -67,6 +67,15 @@ def api_version() -> Call[str]:
         lambda reply: read_name(reply, "status"),
         unsupported="tell its API's version, so it is older than 3.4, the oldest that this provider knows",
     )
+
+
+def probe_age() -> Call[None]:
+    """GET workflow_run: tells whether the server is older than 3.4, and changes nothing.
+
+    In all versions the route is for POST only, and 3.4 and later refuse with 405. What is older rests on
+    Flask, and makes that a 500 which names it: ``ServerTooOld``.
+    """
+    return Call("get", "/workflow_run", {}, nothing)
 
 
 def set_resume(workflow_id: int, reset_running_jobs: bool) -> Call[None]:
@@ -206,7 +215,7 @@ def update_status(workflow_run_id: int, status: RunStatus) -> Call[RunStatus]:
 def lost_workflow_runs(status: RunStatus) -> Call[tuple[LostRun, ...]]:
     """GET lost_workflow_run: the runs in a status whose heartbeat date has passed.
 
-    ``version`` is required. 3.7 ignores it; 3.4.8 lists only runs of the server version that equals it, which
+    ``version`` is required. 3.6 ignores it; 3.4.8 lists only runs of the server version that equals it, which
     no route tells, and so none here.
     """
 
@@ -230,7 +239,7 @@ def workflow_details(workflow_id: int, refused: bool = False) -> Call[WorkflowDe
     """GET workflow_details_viz: the workflow's status; None where no run of such a workflow was ever made.
 
     One row for each of its runs, by their age, which differ only in what they say of the run: 3.4.8 names
-    its Jobmon version, 3.7 also its user and its heartbeat date, and neither its id or status.
+    its Jobmon version, 3.6 also its user and its heartbeat date, and neither its id or status.
 
     :param refused: this client has just been refused a run, and a refused one stays among the rows for ever.
     """
@@ -243,7 +252,7 @@ def workflow_details(workflow_id: int, refused: bool = False) -> Call[WorkflowDe
         rows = [read_object(row) for row in reply]
         created, since = text_of(rows[0].get("wf_created_date")), rows[0].get("wf_status_date")
         if re.match("[A-Z][a-z]{2}, ", created):  # as Flask writes dates, on which Jobmon rested before 3.4
-            raise ServerTooOld(TOO_OLD)
+            raise ServerTooOld(f"the reply is written as by Jobmon before 3.4; {TOO_OLD}")
         owner = _owner(rows, refused=refused)
         return WorkflowDetails(
             read_name(rows[0], "wf_status"),
@@ -288,7 +297,7 @@ def _owner(rows: list[dict[str, Any]], *, refused: bool) -> str | None:
 def task_counts(workflow_id: int) -> Call[TaskCounts]:
     """GET workflow_status_viz: how many tasks are where. Costs the server O(tasks): spend it sparingly.
 
-    A workflow that does not exist, or has no tasks, is a 500 on 3.4.8 that looks like any other; 3.7 counts
+    A workflow that does not exist, or has no tasks, is a 500 on 3.4.8 that looks like any other; 3.6 counts
     nought.
     """
 
