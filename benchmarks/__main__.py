@@ -39,7 +39,8 @@ def main() -> int:
     figures = Figures()
     for name in arguments.parts or PARTS:
         PARTS[name](figures, quick=arguments.quick)
-    print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}\n")
+    loop = os.environ.get("BENCH_LOOP", "asyncio")
+    print(f"\nPython {platform.python_version()}, {loop}, {os.cpu_count()} cores, {platform.machine()}\n")
     print(figures.table())
     return 1 if figures.missed else 0
 
