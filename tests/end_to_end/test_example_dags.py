@@ -227,7 +227,7 @@ def test_marking_a_deferred_task_failed_ends_its_run(
 def test_a_time_out_holds_while_the_task_is_deferred(
     e2e_sandbox: JobmonSandbox, airflow: AirflowStack
 ) -> None:
-    """Airflow's own does not, on 3.x; on 2.11 it fails the task on its return, before any code of ours runs."""
+    """Airflow's own does not, on 3.x. On 2.11 it fails the task on its return, before our code runs."""
     workflow = e2e_sandbox.make_workflow_in("E")
     dag_run = airflow.trigger("timed_out", {"workflow_id": workflow.workflow_id})
     assert_ended(airflow, "timed_out", dag_run, "failed")
