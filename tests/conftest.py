@@ -15,7 +15,7 @@ from tests.order import (  # noqa: F401  # a fixture and hooks
     pytest_collection_modifyitems,
     pytest_xdist_make_scheduler,
 )
-from tests.running_airflow import AIRFLOW_2
+from tests.running_airflow import LOGS_WITH_STRUCTLOG
 from tests.stub_server import StubServer
 from tests.teardown_limit import pytest_runtest_teardown  # noqa: F401  # a hook of pytest's
 
@@ -58,7 +58,7 @@ def connection(sandbox: JobmonSandbox, monkeypatch: pytest.MonkeyPatch) -> Calla
 def logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     """Return what Airflow has logged so far, a line each: ``[warning  ] event``.
 
-    The loggers of Airflow 3 are structlog's and write to standard output, those of Airflow 2 are Python's.
+    The loggers are structlog's and write to standard output, or Python's.
     """
     seen: list[str] = []
 
@@ -71,7 +71,7 @@ def logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture)
             f"[{record.levelname.lower():<9}] {record.getMessage()}\n" for record in list(caplog.records)
         )
 
-    return read_records if AIRFLOW_2 else read
+    return read if LOGS_WITH_STRUCTLOG else read_records
 
 
 @pytest.fixture

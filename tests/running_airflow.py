@@ -16,7 +16,10 @@ AIRFLOW = _version()
 """Major and minor version."""
 
 AIRFLOW_2 = AIRFLOW < (3, 0)
-"""A task talks to the metadata database, logs through ``logging``, and a trigger has no ``on_kill``."""
+"""A task talks to the metadata database."""
+
+LOGS_WITH_STRUCTLOG = AIRFLOW >= (3, 1)
+"""And so to standard output; before, the loggers are Python's."""
 
 # Modules that were moved.
 if AIRFLOW_2:

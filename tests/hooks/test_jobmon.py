@@ -28,6 +28,7 @@ from airflow_jobmon_provider.hooks.connection import JobmonServer, server_of_con
 from airflow_jobmon_provider.hooks.fields import EXTRA, FORM_BEHAVIOUR, Kind, form_fields
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from dev.jobmon_sandbox import JobmonSandbox
+from tests.running_airflow import AIRFLOW
 from tests.stub_server import Reply, StubServer
 
 
@@ -420,7 +421,9 @@ def assert_one_error(error: BaseException, *says: str) -> None:
 @pytest.mark.parametrize("extra", ["{", {"headers": "{"}, {"retries_timeout": "x"}, {"verify": 3}])
 def test_nor_has_a_malformed_one_a_chain(extra: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_BAD", json.dumps({"conn_type": "jobmon", "host": "h", "extra": extra}))
-    with pytest.raises(ConfigError) as caught:
+    # Airflow 3.0 itself refuses an extra that is no JSON: it logs that, and says that there is no connection.
+    is_refused = AIRFLOW == (3, 0) and extra == "{"
+    with pytest.raises(AirflowNotFoundException if is_refused else ConfigError) as caught:
         read_now("bad")
     assert_one_error(caught.value, "connection 'bad'")
 
