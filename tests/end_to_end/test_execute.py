@@ -95,7 +95,12 @@ def test_a_worker_that_is_killed_leaves_its_executor_at_work_though_another_task
     workflow, dag_run, run = executing(e2e_sandbox, airflow)
     airflow.clear_task(RETRYING, dag_run, "another")
     os.kill(airflow.task_instance(RETRYING, dag_run, "run")["pid"], signal.SIGKILL)
-    assert_second_try_goes_on(e2e_sandbox, airflow, workflow, dag_run, run)
+    if AIRFLOW == (3, 0):  # there is no second try of a task whose process was killed
+        assert_ended(airflow, RETRYING, dag_run, "failed")
+        workflow.release()
+        wait_until(lambda: e2e_sandbox.run_status(run) == "D", 60, "the executor to finish the run")
+    else:
+        assert_second_try_goes_on(e2e_sandbox, airflow, workflow, dag_run, run)
 
 
 def test_a_worker_that_is_drained_leaves_its_executor_at_work(
