@@ -50,8 +50,8 @@ AIRFLOWS = (
     # Its API for tasks refuses the requests of its own tasks with a newer FastAPI.
     Airflow("3.0.6", "2025-08-30", ("3.10", "3.12"), caps=("fastapi<0.132",)),
     Airflow("3.1.8", "2026-03-12", ("3.10", "3.13")),
-    # Its DAG processor does not start with a newer pydantic.
-    Airflow("3.2.2", "2026-05-30", ("3.10", "3.13"), caps=("pydantic<2.14",)),
+    # Its processes do not start with a newer FastAPI.
+    Airflow("3.2.2", "2026-05-30", ("3.10", "3.13"), caps=("fastapi<0.137",)),
     Airflow("3.3.2", "2026-09-18", ("3.10", "3.13")),
 )
 
