@@ -20,10 +20,16 @@ def options(**others: Any) -> dict[str, Any]:
     return {**usual, **others}
 
 
+def creates_its_run(machine: TaskMachine) -> None:
+    """Answer what a try asks until it has created its run."""
+    of_its_age = 2 if machine.world.prefix == "/api/v2" else 1  # requests; Jobmon 3.3 has that prefix, too
+    say(machine, *[Fault.NONE] * (2 + of_its_age))
+
+
 def to_status(machine: TaskMachine, far: int, **others: Any) -> int:
     """Let a try create a run, and an executor bring it so far; return it."""
     machine.a_try_starts(options(**others))
-    say(machine, Fault.NONE, Fault.NONE, Fault.NONE)
+    creates_its_run(machine)
     (run,) = machine.linking()
     machine.an_executor_takes_the_run(far)
     machine.the_rules_hold()
@@ -89,7 +95,7 @@ def script_cleared(machine: TaskMachine) -> None:
 
 def script_drained(machine: TaskMachine) -> None:
     machine.a_try_starts(options())
-    say(machine, Fault.NONE, Fault.NONE, Fault.NONE)
+    creates_its_run(machine)
     machine.the_worker_is_drained()  # while nobody has the run
     machine.time_passes_and_all_are_punctual(50, reaper=True)
     (run,) = machine.linking()
@@ -182,7 +188,7 @@ def script_another_server_for_a_trigger(machine: TaskMachine) -> None:
 def script_rotated(machine: TaskMachine) -> None:
     for deferrable, whom in ((False, "worker"), (True, "trigger")):
         machine.a_try_starts(options(deferrable=deferrable))
-        say(machine, Fault.NONE, Fault.NONE, Fault.NONE)
+        creates_its_run(machine)
         for _ in range(3):
             machine.the_token_is_rotated()
             machine.time_passes_and_all_are_punctual(120, reaper=True)
