@@ -280,11 +280,14 @@ def test_a_retry_without_a_memory_succeeds_once_the_run_in_the_way_has_made_the_
     def refused() -> bool:
         return "/api/v2/workflow_run" in [request.path for request in sandbox.requests()[before:]]
 
-    with ThreadPoolExecutor() as pool:
-        retry = pool.submit(create(workflow.workflow_id).execute, second_try)
+    def release_once_refused() -> None:
         wait_until(refused, 30, "a run to be refused")
         workflow.release()
-        assert retry.result(timeout=60) is None
+
+    with ThreadPoolExecutor() as pool:  # Airflow 2.11 executes operators in the main thread only
+        releasing = pool.submit(release_once_refused)
+        assert create(workflow.workflow_id).execute(second_try) is None
+        releasing.result()
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "D"
 
 

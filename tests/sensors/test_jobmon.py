@@ -175,7 +175,8 @@ def test_a_bad_id_is_refused(
     before = len(sandbox.requests())
     with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
         sense(sensor)
-    assert len(sandbox.requests()) == before
+    # An executor of another test's workflow may still be at work.
+    assert not [request for request in sandbox.requests()[before:] if CLIENT_VERSION in request.query]
 
 
 @pytest.mark.parametrize(
