@@ -26,6 +26,8 @@ if AIRFLOW_2:
     SECRETS_MASKER = "airflow.utils.log.secrets_masker"
 elif AIRFLOW < (3, 1):
     SECRETS_MASKER = "airflow.sdk.execution_time.secrets_masker"
+elif AIRFLOW < (3, 2):
+    SECRETS_MASKER = "airflow._shared.secrets_masker"  # that of connections in the environment
 else:
     SECRETS_MASKER = "airflow.sdk._shared.secrets_masker"
 TIMEOUT = "airflow.sdk.execution_time.timeout" if AIRFLOW >= (3, 1) else "airflow.utils.timeout"
