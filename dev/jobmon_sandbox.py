@@ -29,6 +29,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from dev import foreground
 from dev.launcher import BUSY, Child, free_ports
 
@@ -126,6 +127,11 @@ class SeenRequest:
     status_code: int
     body: Any
     reply: Any
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the provider has sent it: an executor of another test may be at work beside it."""
+        return f"client_jobmon_version={CLIENT_VERSION}" in self.query
 
 
 class JobmonSandbox:

@@ -18,11 +18,7 @@ RESUME_AND_CREATE, OVER_SSH = "jobmon_resume_and_create", "jobmon_execute_over_s
 
 def provider_beats(sandbox: JobmonSandbox, run: int) -> list[SeenRequest]:
     """Everything that the provider sent to a run's heartbeat route."""
-    return [
-        request
-        for request in sandbox.requests(f"/workflow_run/{run}/log_heartbeat")
-        if "client_jobmon_version=airflow-provider-jobmon" in request.query
-    ]
+    return [request for request in sandbox.requests(f"/workflow_run/{run}/log_heartbeat") if request.is_ours]
 
 
 def new_run(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> int:

@@ -13,7 +13,6 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
 )
 
-from airflow_jobmon_provider.client.protocol import CLIENT_VERSION
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from tests.sensors.waiting import resumable, run_ended, sense
 from tests.stuck_tasks import stop_with_stuck_tasks
@@ -150,7 +149,7 @@ def test_it_keeps_the_run_alive_if_asked(sandbox: JobmonSandbox, mode: dict[str,
     sense(run_ended(run, keep_alive="until_bound", poll_interval=0.2, **heartbeat, **mode))
     acting.join()
     assert sandbox.heartbeat_date(run) > lost_at
-    ours = [r for r in sandbox.requests(route) if CLIENT_VERSION in r.query]
+    ours = [request for request in sandbox.requests(route) if request.is_ours]
     assert ours[0].body["status"] == "G"  # it reads the status before it beats
     assert ours[1].body == {"next_report_increment": 300, "status": "L"}
 
@@ -175,8 +174,7 @@ def test_a_bad_id_is_refused(
     before = len(sandbox.requests())
     with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
         sense(sensor)
-    # An executor of another test's workflow may still be at work.
-    assert not [request for request in sandbox.requests()[before:] if CLIENT_VERSION in request.query]
+    assert not [request for request in sandbox.requests()[before:] if request.is_ours]
 
 
 @pytest.mark.parametrize(
