@@ -10,13 +10,20 @@ import time
 from collections.abc import Callable
 
 import pytest
+from airflow.triggers.base import BaseTrigger
 
 from airflow_jobmon_provider.task import state as task_state
 from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 from dev.jobmon_sandbox import JobmonSandbox
 from tests.airflow_task import ApiTaskInstance, kill, stored
+from tests.running_airflow import AIRFLOW
 
 pytestmark = pytest.mark.usefixtures("connection")
+
+
+def test_airflow_ends_triggers_so_from_3_3_on() -> None:
+    """Before, it tells nobody, and the run is left to its heartbeat and its executor (docs/deployment.md)."""
+    assert hasattr(BaseTrigger, "on_kill") is (AIRFLOW >= (3, 3))
 
 
 def trigger(sandbox: JobmonSandbox, status: str) -> tuple[int, WorkflowRunHeartbeatTrigger]:
