@@ -1,5 +1,5 @@
 # Everything a developer runs. Each target sets up what it needs; nothing has to be installed by hand but
-# Python (3.10 or later, with venv) and make.
+# Python (3.11 or later, with venv) and make. The provider itself also runs on 3.10: `make test-matrix`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,6 +21,7 @@ help:  ## Show the targets
 install: $(STAMP)  ## Set up the development environment in .venv
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit("To work on it needs Python 3.11: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) uv
 # With bytecode: where Python may write none, each process of the tests would compile all of Airflow again.
@@ -54,6 +55,8 @@ test-proofs: $(STAMP)  ## Run the long tests: every fault for every call, long s
 
 test-matrix: $(STAMP)  ## Test with every supported Airflow and Python, for hours; CELLS="3.1-3.12-dated" selects
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group matrix
+# Jobmon's environment is the same for all cells, and its versions are for this Python.
+	$(BIN)/python -c "from dev.jobmon_sandbox import install; install()"
 	$(BIN)/nox $(if $(CELLS),--session $(foreach cell,$(CELLS),"cell($(cell))"))
 
 fuzz: $(STAMP)  ## Feed the parsers with what nobody would send, for FUZZ_SECONDS (120)
