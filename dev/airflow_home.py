@@ -1,4 +1,4 @@
-"""An Airflow home of a process's own, so that ``~/airflow/airflow.cfg`` of whoever runs it takes no part.
+"""An Airflow home of a process's own, so that the user's ``~/airflow/airflow.cfg`` takes no part.
 
 Airflow reads that file when it is first imported, so this comes before whatever may import it: in
 ``tests/__init__.py`` and ``benchmarks/__init__.py``.

@@ -1,4 +1,4 @@
-"""Tests of the provider. Whoever runs them, Airflow's and Jobmon's settings of theirs take no part."""
+"""Tests of the provider. The Airflow and Jobmon settings of the user who runs them take no part."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Nothing of what the person who runs tests or benchmarks has set for Airflow takes part in them."""
+"""The Airflow settings of the user who runs tests or benchmarks take no part in them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("package", ["tests", "benchmarks"])
-def test_the_airflow_of_whoever_runs_them_is_left_out(python: list[str], package: str) -> None:
+def test_the_users_airflow_is_left_out(python: list[str], package: str) -> None:
     assert run(*python, "-c", READS_A_SETTING).returncode != 0  # else this shows nothing
     done = run(*python, "-c", f"import {package}; {READS_A_SETTING}")
     assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
