@@ -54,7 +54,6 @@ test-proofs: $(STAMP)  ## Run the long tests: every fault for every call, long s
 	$(PYTEST) $(PARALLEL) tests/proofs
 
 test-matrix: $(STAMP)  ## Test with every supported Airflow and Python, for hours; CELLS="3.1-3.12-dated" selects
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group matrix
 # Jobmon's environment is the same for all cells, and its versions are for this Python.
 	$(BIN)/python -c "from dev.jobmon_sandbox import install; install()"
 	$(BIN)/nox $(if $(CELLS),--session $(foreach cell,$(CELLS),"cell($(cell))"))
@@ -84,7 +83,7 @@ docs: $(STAMP)  ## Write what the docs take from the code
 
 constraints: $(STAMP)  ## Take the newest versions and pin them
 	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --group dev --group bench --group matrix --group stack pyproject.toml --output-file $(CONSTRAINTS)
+		--no-emit-index-url --no-emit-find-links --group dev --group bench --group stack pyproject.toml --output-file $(CONSTRAINTS)
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> $(CONSTRAINTS)
 
 clean:  ## Remove environments and caches
