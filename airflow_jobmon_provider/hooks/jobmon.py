@@ -371,14 +371,14 @@ class JobmonHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return labels and placeholders of the connection form, for Airflow before 3.3."""
+        """Return labels and placeholders of the connection form, for Airflow before 3.2."""
         from airflow_jobmon_provider.hooks.fields import FORM_BEHAVIOUR
 
         return {key.replace("-", "_"): value for key, value in FORM_BEHAVIOUR.items()}
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the form's fields for the connection's extra, for Airflow before 3.3."""
+        """Return the form's fields for the connection's extra, for Airflow before 3.2."""
         from wtforms import IntegerField, StringField
         from wtforms.validators import Optional
 
