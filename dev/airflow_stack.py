@@ -76,6 +76,9 @@ SETTINGS_OF_AIRFLOW_2: dict[str, dict[str, object]] = {
 }
 """What is named otherwise in Airflow 2.11, or only there."""
 
+SERVERS = ("api-server", "webserver")
+"""The component that users and tests talk to, in Airflow 3 and 2.11."""
+
 # Its webserver wants no login, as SimpleAuthManager of Airflow 3.
 WEBSERVER_CONFIG = 'AUTH_ROLE_PUBLIC = "Admin"\n'
 
@@ -111,7 +114,7 @@ class AirflowStack(AirflowApi):
         broker: str | None = None,
         workers: int = 1,
     ) -> None:
-        super().__init__("", _version(str(python or sys.executable)))
+        super().__init__("", airflow_version(str(python or sys.executable)))
         self.dags_folder = dags_folder
         self.directory = directory or Path()  # a fresh temporary one is made at start
         self.environment: dict[str, str] = {}
@@ -286,12 +289,9 @@ class AirflowStack(AirflowApi):
             return ["celery", "worker", "--skip-serve-logs", *names]
         if name in self._triggerers:
             return ["triggerer", "--skip-serve-logs"]
-        options = {
-            "api-server": ["--workers", "1"],
-            "webserver": ["--workers", "1"],
-            "scheduler": ["--skip-serve-logs"],
-        }
-        return [name, *options.get(name, [])]
+        if name == "scheduler":
+            return [name, "--skip-serve-logs"]
+        return [name, "--workers", "1"] if name in SERVERS else [name]
 
     def pid(self, component: str) -> int:
         """The process id of the component itself, not of its launcher."""
@@ -310,7 +310,7 @@ class AirflowStack(AirflowApi):
         Returns when the new one is at work. A triggerer takes 10 s to end: `kill` it first to save them.
         """
         child, before = self._children[component], set[int]()
-        reports = component not in ("api-server", "webserver") and component not in self._workers
+        reports = component not in SERVERS and component not in self._workers
         if reports:
             before = self._jobs(component)
         if child.alive:
@@ -451,7 +451,11 @@ def _full_version(python: str) -> str:
     return done.stdout.strip()
 
 
-def _version(python: str) -> tuple[int, int]:
+def airflow_version(python: str) -> tuple[int, int]:
+    """Return the major and the minor version of the Airflow that an interpreter has.
+
+    :raises AirflowStackError: it has none.
+    """
     major, minor = _full_version(python).split(".")[:2]
     return int(major), int(minor)
 

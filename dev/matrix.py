@@ -79,6 +79,14 @@ CELLS = (
 )
 
 
+def features() -> list[list[str]]:
+    """Return the cells of the page's table of what an older Airflow lacks, its titles first."""
+    text = PAGE.read_text().partition("## What an older Airflow lacks")[2].partition("\n## ")[0]
+    return [
+        [part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "
+    ]
+
+
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Say which of an environment's distributions have another version now, or are gone.
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import sys
 
+from dev import matrix
+from dev.airflow_stack import airflow_version
 
-def _version() -> tuple[int, int]:
-    names = ("apache-airflow-core", "apache-airflow")  # 3 has both, 2 has the second
-    full = next(each.version for name in names for each in importlib.metadata.distributions(name=name))
-    major, minor = full.split(".")[:2]
-    return int(major), int(minor)
-
-
-AIRFLOW = _version()
+AIRFLOW = airflow_version(sys.executable)
 """Major and minor version."""
 
 AIRFLOW_2 = AIRFLOW < (3, 0)
@@ -31,3 +26,13 @@ elif AIRFLOW < (3, 2):
 else:
     SECRETS_MASKER = "airflow.sdk._shared.secrets_masker"
 TIMEOUT = "airflow.sdk.execution_time.timeout" if AIRFLOW >= (3, 1) else "airflow.utils.timeout"
+
+
+def airflow_has(feature: str) -> bool:
+    """Tell whether docs/environments.md says that the running Airflow has a feature.
+
+    :param feature: how its row begins.
+    """
+    titles, *rows = matrix.features()
+    (row,) = (row for row in rows if row[0].startswith(feature))
+    return {"yes": True, "no": False}[row[titles.index("{}.{}".format(*AIRFLOW))]]

@@ -17,7 +17,12 @@ from airflow_jobmon_provider.client.conversations import (
     make_ready,
     stop_run,
 )
-from airflow_jobmon_provider.client.exceptions import WorkflowNotResumable, WorkflowRunNotFound
+from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
+    WorkflowBusy,
+    WorkflowNotResumable,
+    WorkflowRunNotFound,
+)
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.user import current_user
@@ -103,13 +108,22 @@ class Beginning:
         )
         try:
             run = self._attempt.converse(self._hook, creating).workflow_run_id
+        except WorkflowBusy:
+            raise
         except WorkflowNotResumable:
-            # The run that was in the way may have made the workflow DONE meanwhile.
-            if self._is_done():
+            if self._has_become_done():
                 return None
             raise
         self._log.info("created workflow run %d of workflow %d", run, self._workflow_id)
         return run
+
+    def _has_become_done(self) -> bool:
+        """Whether the run that was in the way has made the workflow DONE; False if that cannot be told."""
+        try:
+            details = self._look_at_the_workflow()
+        except JobmonError:
+            return False
+        return details is not None and details.status == WorkflowStatus.DONE
 
     def _is_done(self) -> bool:
         """Whether the workflow is DONE, on a server that is not too old for this provider."""

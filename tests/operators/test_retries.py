@@ -16,8 +16,16 @@ from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 from airflow_jobmon_provider.client.lifecycle import RunStatus, WorkflowStatus
 from airflow_jobmon_provider.operators._retry import Preparation, Step, next_step, preparation
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
-from tests.airflow_task import ApiTaskInstance, DatabaseTaskInstance, TaskInstance, Tries, run_task
+from tests.airflow_task import (
+    ApiTaskInstance,
+    DatabaseTaskInstance,
+    TaskInstance,
+    Tries,
+    execute,
+    run_task,
+)
 from tests.operators.tasks import create, died_after_creating, last_run
+from tests.stub_server import Reply, StubServer
 
 pytestmark = pytest.mark.usefixtures("connection")
 
@@ -284,11 +292,21 @@ def test_a_retry_without_a_memory_succeeds_once_the_run_in_the_way_has_made_the_
         wait_until(refused, 30, "a run to be refused")
         workflow.release()
 
-    with ThreadPoolExecutor() as pool:  # Airflow 2.11 executes operators in the main thread only
+    with ThreadPoolExecutor() as pool:
         releasing = pool.submit(release_once_refused)
-        assert create(workflow.workflow_id).execute(second_try) is None
+        assert execute(create(workflow.workflow_id), second_try) is None
         releasing.result()
     assert sandbox.run_status(workflow.workflow_run_id or 0) == "D"
+
+
+def test_a_refusal_stays_the_error_where_the_server_does_not_answer_afterwards(
+    connection: Callable[..., None], stub: Callable[..., StubServer]
+) -> None:
+    details = {"wf_status": "F", "wf_name": "w", "wf_created_date": "2026-11-25T01:02:03"}
+    refusal = {"workflow_run_id": None, "err_msg": "Workflow 7 is not in a resume-able state"}
+    connection(stub([details], refusal, Reply(503)).url)
+    with pytest.raises(AirflowException, match=r"Jobmon refused workflow 7: .* not in a resume-able state"):
+        execute(create(7, create_timeout=1), {"ti": TaskInstance()})
 
 
 def test_a_retry_without_a_memory_says_what_it_does_not_do(
