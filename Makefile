@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := dev/constraints.txt
 FUZZ_SECONDS ?= 120
 # More than there are cores, as most tests wait for a server.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 STAMP := $(VENV)/.installed
