@@ -43,6 +43,7 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
+os.environ["UV_COMPILE_BYTECODE"] = "1"  # else each of the tests' processes may do it anew
 
 if pyenv := shutil.which("pyenv"):  # of its commands, such as python3.12, only the selected ones work
     installed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True, check=True)

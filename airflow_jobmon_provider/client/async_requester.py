@@ -482,7 +482,8 @@ class AsyncRequester:
         else:
             target = URL(f"{url}?{_VERSION}", encoded=True)
         loop = asyncio.get_running_loop()
-        session = connections.single if request.call.costly else connections.session
+        once = request.call.costly or not request.call.idempotent
+        session = connections.single if once else connections.session
         rest = aiohttp.ClientTimeout(total=max(deadline - loop.time(), 0.001))  # 0: for ever
         options: dict[str, Any] = {"data": body, "allow_redirects": False, "timeout": rest}
         if self._way.proxy is not None:

@@ -211,6 +211,9 @@ class Requester:
                 request_type, url, failure, limit=limit, proxy=proxy, final=final
             ) from None
         self.has_been_reached = True
+        if response.status_code >= 500:
+            # Jobmon closes the connection then, without saying so: the next request might be lost on it.
+            self._session.close()
         return response.status_code, protocol.decipher(request_type, url, response, self._secrets)
 
     def _does_not_exist(self, failure: errors.Failure) -> bool:
@@ -286,6 +289,8 @@ def ask(requester: Any, call: Call[T], *, tenacious: bool = True, timeout: float
     options: dict[str, Any] = {}
     if not (tenacious and call.idempotent) or call.costly:
         options["tenacious"] = False
+    if isinstance(requester, Requester) and not call.idempotent:
+        requester.close()  # a new connection, as the server may be about to close one that has been idle
     if isinstance(requester, Requester) and (call.costly or timeout is not None):
         options["timeout"] = time_for(requester.request_timeout, costly=call.costly, at_most=timeout)
     address = getattr(requester, "url", None) or getattr(requester, "service_url", "unknown address")

@@ -6,6 +6,7 @@ These run in Jobmon's own environment, which has no Airflow.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def test_jobmons_resume_command_reports_a_workflow_that_stays_busy(sandbox: Jobm
         env={"PYTHONPATH": str(PROJECT)},
     )
     assert done.returncode != 0
-    assert f"workflow {workflow.workflow_id} did not become resumable within 2" in done.stderr
+    # 2 s, and however long the last of the requests took.
+    assert re.search(rf"workflow {workflow.workflow_id} did not become resumable within [\d.]+ s", done.stderr)
     assert [status for _, status in sandbox.runs(workflow.workflow_id)] == ["L"]
 
 

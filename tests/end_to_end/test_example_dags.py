@@ -20,7 +20,7 @@ from tests.end_to_end.dag_runs import (
 )
 from tests.running_airflow import AIRFLOW_2, airflow_has
 
-pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="session")

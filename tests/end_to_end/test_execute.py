@@ -25,7 +25,7 @@ from tests.end_to_end.dag_runs import (
 from tests.running_airflow import airflow_has
 
 EXECUTE = "jobmon_resume_and_execute"
-pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(600)]
 
 
 def executors(run: int) -> list[str]:
