@@ -1,4 +1,4 @@
-"""PostgreSQL, MariaDB, Redis and sshd on this machine, for the production stack: used, and left as they were.
+"""What the production stack needs of this machine: PostgreSQL, MariaDB, Redis, sshd, Slurm; left as it was.
 
 ``python -m dev.services`` tells which of them are there, and how to get the others; exit code 0: all are.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from dev import slurm
 
 
 class ServiceMissing(Exception):
@@ -198,8 +200,11 @@ def main() -> int:
         except ServiceMissing as error:
             print(error, file=sys.stderr)
             missing += 1
+    if no_slurm := slurm.missing():
+        print(f"Slurm cannot be started here: {no_slurm}", file=sys.stderr)
+        missing += 1
     if not missing:
-        print("PostgreSQL, MariaDB and Redis answer, and sshd is there")
+        print("PostgreSQL, MariaDB and Redis answer, and sshd and Slurm are there")
     return 1 if missing else 0
 
 

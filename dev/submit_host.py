@@ -39,14 +39,16 @@ class SubmitHost:
 
     Everything that was started over there ends with it.
 
-    :param environment: as :meth:`JobmonSandbox.environment` returns it; a session has its Jobmon settings.
+    :param environment: as :meth:`JobmonSandbox.environment` returns it; a session has its settings of Jobmon
+        and Slurm, and its home.
     :param server: how to start the server. Default: asyncssh's.
     """
 
     def __init__(self, environment: Mapping[str, str], *, server: Server = asyncssh_server) -> None:
         self.connection: dict[str, object] = {}
         """The definition of an Airflow connection to it, while it runs."""
-        self._settings = {name: environment[name] for name in environment if name.startswith("JOBMON__")}
+        kept = ("JOBMON__", "SLURM_", "HOME")
+        self._settings = {name: environment[name] for name in environment if name.startswith(kept)}
         self._server = server
         self._folder = Path()
         self._child: Child | None = None
@@ -113,11 +115,11 @@ async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
     shell = await asyncio.create_subprocess_exec(
         *("/bin/bash", "-c", process.command or "exit"),
         cwd=Path.home(),
-        stdin=asyncio.subprocess.DEVNULL,  # nobody who asks for a submit host sends any input
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    await process.redirect(stdout=shell.stdout, stderr=shell.stderr, send_eof=False)
+    await process.redirect(stdin=shell.stdin, stdout=shell.stdout, stderr=shell.stderr, send_eof=False)
     await process.stdout.drain()
     await process.stderr.drain()
     process.exit(await shell.wait())

@@ -6,11 +6,9 @@ import importlib
 import importlib.metadata
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -20,7 +18,6 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_jobmon_provider import __version__
 from airflow_jobmon_provider.get_provider_info import get_provider_info
-from dev.jobmon_sandbox import wait_until
 from tests.running_airflow import AIRFLOW, AIRFLOW_2
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -146,44 +143,6 @@ def test_triggers_are_made_by_airflow_from_their_class_path() -> None:
         trigger = getattr(module, name)(1)
         assert isinstance(trigger, BaseTrigger)
         assert trigger.serialize()[0] == f"airflow_jobmon_provider.triggers.jobmon.{name}"
-
-
-HOSTILE = [
-    "x; touch {0}",
-    "$(touch {0})",
-    "`touch {0}`",
-    "x' ; touch {0} ; '",
-    "x\ntouch {0}\n",
-    'x" && touch {0} "',
-]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_in_the_command_on_a_submit_host_is_read_as_shell(text: str, tmp_path: Path) -> None:
-    """Also past the parameters' patterns: the real wrapper, by the shell that runs it over there."""
-    from airflow.providers.ssh.utils.remote_job import RemoteJobPaths, build_posix_wrapper_command
-
-    dag = runpy.run_path(str(PROJECT / "example_dags" / "jobmon_execute_over_ssh.py"))["dag"]
-    program, told, pwned = tmp_path / "executor.py", tmp_path / "told", tmp_path / "pwned"
-    program.write_text(f"import json, sys; json.dump(sys.argv[1:], open({str(told)!r}, 'w'))")
-    hostile = text.format(pwned)
-    context = {
-        "params": {
-            "python": sys.executable,
-            "executor": str(program),
-            "cluster_name": hostile,
-            "workflow_id": hostile,
-        },
-        "ti": SimpleNamespace(xcom_pull=lambda task_ids: hostile),
-    }
-    command = dag.get_template_env().from_string(dag.get_task("execute").command).render(context)
-    paths = RemoteJobPaths("job", "posix", base_dir=str(tmp_path))
-    wrapper = build_posix_wrapper_command(command, paths)
-    subprocess.run(["/bin/bash", "-c", wrapper], check=True, capture_output=True, timeout=30)
-    wait_until(Path(paths.exit_code_file).exists, 30, "the command to end")
-    options = ("--cluster-name", "--workflow-id", "--workflow-run-id")
-    assert json.loads(told.read_text()) == [f"{option}={hostile}" for option in options]
-    assert not pwned.exists()
 
 
 def test_an_executors_last_words_are_one_line_without_credentials() -> None:

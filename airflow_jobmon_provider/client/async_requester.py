@@ -13,7 +13,7 @@ import math
 import socket
 import ssl
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from airflow_jobmon_provider.client import protocol
 from airflow_jobmon_provider.client._http import errors, lookups
 from airflow_jobmon_provider.client._http.environment import Stamps, Way, way_to
 from airflow_jobmon_provider.client._http.heartbeat_pool import PlainConnections, Prepared
-from airflow_jobmon_provider.client.conversations import Conversation, Driver, Log, Pause
+from airflow_jobmon_provider.client.conversations import Conversation, Driver, Interrupted, Log, Pause
 from airflow_jobmon_provider.client.exceptions import (
     JobmonError,
     ServerUnreachable,
@@ -499,20 +499,28 @@ class AsyncRequester:
                 errors.mark_as_never_connected(error)
             raise
 
-    async def converse(self, conversation: Conversation[T], *, log: Log = logger) -> T:
+    async def converse(
+        self,
+        conversation: Conversation[T],
+        *,
+        log: Log = logger,
+        sleep: Callable[[float], Awaitable[object]] | None = None,
+    ) -> T:
         """Carry a conversation to its end and return its result.
 
         :param log: where its notes go.
-        :raises JobmonError: what the conversation raises.
+        :param sleep: waits so many seconds, or raises ``Interrupted``. Default: ``asyncio.sleep``.
+        :raises JobmonError, Interrupted: what the conversation raises.
         """
+        now, sleep = asyncio.get_running_loop().time, sleep or asyncio.sleep
         with Driver(conversation, log) as driver:
             for step in driver:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(to_tick(step.seconds, asyncio.get_running_loop().time()))
-                    continue
                 try:
-                    driver.reply = await self.ask(step.call, step.timeout)
-                except JobmonError as error:
+                    if isinstance(step, Pause):
+                        await sleep(to_tick(step.seconds, now()))
+                    else:
+                        driver.reply = await self.ask(step.call, step.timeout)
+                except (JobmonError, Interrupted) as error:
                     driver.error = error
             return driver.result
 

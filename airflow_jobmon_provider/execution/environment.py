@@ -98,32 +98,49 @@ def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def executor_environment(settings: Settings, heartbeat: Heartbeat) -> dict[str, str]:
-    """Return the environment in which Jobmon's client uses the server that a connection names.
+    """Return the environment in which Jobmon's client on this worker uses the server of a connection.
 
     :param settings: the connection's. Credentials travel in the server's address, which is all that Jobmon's
         client takes.
+    :param heartbeat: the run's.
+    :raises ConfigError: Jobmon's client cannot reach the server in the way the connection wants.
+    """
+    variables, credentials = jobmon_settings(settings, heartbeat)
+    if credentials:
+        scheme, separator, host = variables["JOBMON__HTTP__SERVICE_URL"].partition("://")
+        variables["JOBMON__HTTP__SERVICE_URL"] = f"{scheme}{separator}{credentials}@{host}"
+    return inherited_environment(os.environ) | variables
+
+
+def jobmon_settings(
+    settings: Settings, heartbeat: Heartbeat, *, here: bool = True
+) -> tuple[dict[str, str], str]:
+    """Return the variables by which Jobmon's client uses the server of a connection, and the credentials.
+
+    :param settings: the connection's.
     :param heartbeat: the run's. Jobmon's client takes an interval of whole seconds.
+    :param here: the client is on this machine; one elsewhere trusts the certificates that its host does.
+    :returns: no secrets; and login and password as they stand before the host in an address.
     :raises ConfigError: Jobmon's client cannot reach the server in the way the connection wants.
     """
     url = urlsplit(settings.service_url)
-    environment = inherited_environment(os.environ)
-    credentials = _credentials(settings.headers)
-    environment |= {
-        "JOBMON__HTTP__SERVICE_URL": f"{url.scheme}://{credentials}{url.netloc}",
+    variables = {
+        "JOBMON__HTTP__SERVICE_URL": f"{url.scheme}://{url.netloc}",
         "JOBMON__HTTP__ROUTE_PREFIX": url.path,
         "JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL": str(math.ceil(heartbeat.interval)),
         "JOBMON__HEARTBEAT__REPORT_BY_BUFFER": f"{heartbeat.buffer:g}",
     }
-    if settings.verify is False and url.scheme == "https":
+    credentials = _credentials(settings.headers)
+    if settings.client_cert:
+        raise ConfigError("Jobmon's own client, which executes the run, cannot send a client certificate")
+    if here and settings.verify is False and url.scheme == "https":
         raise ConfigError(
             "Jobmon's own client, which executes the run, always checks TLS certificates: give the"
             " connection's verify the path of a CA bundle instead of false"
         )
-    if settings.client_cert:
-        raise ConfigError("Jobmon's own client, which executes the run, cannot send a client certificate")
-    if isinstance(settings.verify, str):
-        environment |= {"REQUESTS_CA_BUNDLE": settings.verify, "SSL_CERT_FILE": settings.verify}
-    return environment
+    if here and isinstance(settings.verify, str):
+        variables |= {"REQUESTS_CA_BUNDLE": settings.verify, "SSL_CERT_FILE": settings.verify}
+    return variables, credentials
 
 
 def _credentials(headers: Mapping[str, str]) -> str:
@@ -139,4 +156,4 @@ def _credentials(headers: Mapping[str, str]) -> str:
     if not value:
         return ""
     login, _, password = base64.b64decode(value).decode().partition(":")
-    return f"{quote(login, safe='')}:{quote(password, safe='')}@"
+    return f"{quote(login, safe='')}:{quote(password, safe='')}"

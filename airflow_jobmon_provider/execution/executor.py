@@ -29,6 +29,7 @@ import enum
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import pkgutil
@@ -84,6 +85,8 @@ class Exit(enum.IntEnum):
     """The execution was broken off by a signal, or because who had started it was gone."""
     NOT_TAKEN = 8
     """The run is not LINKING, or another executor was faster, so it is not this executor's."""
+    NO_SETUP = 9
+    """A command that was to set up the environment failed, before this file was run."""
 
 
 class Failure(BaseException):
@@ -131,10 +134,12 @@ class _Owner:
     """The process that started the executor and looks after the run until the executor takes it.
 
     :param lifeline: one end of a socket whose other end the owner holds; None: there is no owner.
+    :param taken_file: a file that is made when the run is taken; None: nobody wants to know.
     """
 
-    def __init__(self, lifeline: int | None) -> None:
+    def __init__(self, lifeline: int | None, taken_file: str | None = None) -> None:
         self.lifeline = lifeline
+        self._taken_file = taken_file
         self.taken = threading.Event()
         """Set once the run is the executor's: just before the server is asked for it."""
         self.exists = lifeline is not None
@@ -145,6 +150,9 @@ class _Owner:
     def tell_taken(self) -> None:
         """From now on the executor answers for the run, and goes on without the owner."""
         self.taken.set()
+        if self._taken_file is not None:
+            with contextlib.suppress(OSError), open(self._taken_file, "w"):
+                pass
         if self.lifeline is not None:
             with contextlib.suppress(OSError):  # it may be gone
                 os.write(self.lifeline, TAKEN)
@@ -159,13 +167,16 @@ class _Owner:
             time.sleep(_LOOK_AT_OUTPUT)
 
 
-def execute(workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _Owner) -> Ended:
+def execute(
+    workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _Owner, secrets: str | None = None
+) -> Ended:
     """Execute a run to its end.
 
     :param workflow_id: the workflow.
     :param workflow_run_id: its run, which must be LINKING.
     :param cluster_name: the cluster, by Jobmon's name.
     :param owner: looks after the run until it is taken, if there is one.
+    :param secrets: a file with the credentials for the server; None: there is none.
     :returns: how the run ended.
     :raises Failure: it came to nothing.
     :raises Stopped: a signal broke it off.
@@ -176,6 +187,7 @@ def execute(workflow_id: int, workflow_run_id: int, cluster_name: str, owner: _O
     except ImportError as error:
         raise Failure(Exit.NO_CLIENT, f"{sys.executable} has no Jobmon client: {error}") from None
     _log_to_stdout()
+    _use_secrets(secrets)
     run = _Run(Requester.from_defaults(), workflow_id, workflow_run_id, owner)
     distributor = _Distributor(cluster_name, workflow_run_id)
     patience = STARTUP_TIMEOUT
@@ -695,6 +707,52 @@ def _deafen() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
+def _use_secrets(path: str | None) -> None:
+    """Have Jobmon's client send credentials that its environment does not hold.
+
+    They are the host's own, where its configuration file has some for the same server, and else those of the
+    file, which go to no other server than the one it names.
+
+    :param path: the file, which is removed at once; None: there is none.
+    :raises Failure: it is gone, as another process of this job has read it before.
+    """
+    name = "JOBMON__HTTP__SERVICE_URL"
+    server = os.environ.get(name, "")
+    own = _configured_credentials(name, server)
+    given = _take(path) if path is not None else {}
+    if server and "@" not in server:
+        credentials = own or (given.get("credentials") if given.get("server") == server else None)
+        if credentials:
+            scheme, separator, host = server.partition("://")
+            os.environ[name] = f"{scheme}{separator}{credentials}@{host}"
+
+
+def _take(path: str) -> dict[str, str]:
+    try:
+        with open(path) as file:
+            secrets: dict[str, str] = json.load(file)
+        os.unlink(path)
+    except FileNotFoundError:
+        what = "the credentials for Jobmon are gone: this job has begun before, and read them then"
+        raise Failure(Exit.NOT_TAKEN, what) from None
+    return secrets
+
+
+def _configured_credentials(name: str, server: str) -> str:
+    """Return login and password that Jobmon's configuration file has for a server; empty: none."""
+    configured = ""
+    environment = os.environ.pop(name, None)
+    with contextlib.suppress(Exception):  # there is no such file, or it names no server
+        from jobmon.core.configuration import JobmonConfig
+
+        configured = str(JobmonConfig().get("http", "service_url"))
+    if environment is not None:
+        os.environ[name] = environment
+    scheme, separator, rest = configured.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return credentials if at and f"{scheme}{separator}{host}".rstrip("/") == server.rstrip("/") else ""
+
+
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
@@ -708,6 +766,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workflow-run-id", type=_positive, required=True, help="a run that is LINKING")
     parser.add_argument("--cluster-name", required=True, help="the cluster, by Jobmon's name")
     parser.add_argument(
+        "--secrets", help="a file with the credentials for the server, which is removed when it is read"
+    )
+    parser.add_argument("--taken-file", help="a file to be made when the run is taken")
+    parser.add_argument(
         "--lifeline", type=int, help="a file descriptor; at its end-of-file, end unless the run is taken"
     )
     arguments = parser.parse_args(argv)
@@ -719,7 +781,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _stop_on_signals()
         _say(f"executing {who} on cluster {cluster!r}")
-        ended = execute(workflow, run, cluster, _Owner(arguments.lifeline))
+        owner = _Owner(arguments.lifeline, arguments.taken_file)
+        ended = execute(workflow, run, cluster, owner, arguments.secrets)
         code = Exit.DONE if ended.status == "D" else Exit.NOT_DONE
         _say(f"{who} ended {ended}, after {time.monotonic() - started:.0f} s")
     except Failure as failure:

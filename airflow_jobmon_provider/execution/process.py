@@ -21,9 +21,10 @@ from pathlib import Path
 from airflow_jobmon_provider.client.conversations import Log
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.client.redaction import Secrets
-from airflow_jobmon_provider.execution.executor import TAKEN, Exit
-from airflow_jobmon_provider.execution.output import OutputReader
+from airflow_jobmon_provider.execution.executor import TAKEN
 from airflow_jobmon_provider.execution.output_file import OutputFile
+from airflow_jobmon_provider.execution.said import Said
+from airflow_jobmon_provider.execution.watching import ExecutorEnded
 
 EXECUTOR = Path(__file__).with_name("executor.py")
 
@@ -31,15 +32,9 @@ _LOOK_INTERVAL = 0.2  # seconds
 
 _GRACE = 10.0  # seconds that the executor has to stop its distributor
 
-_OWN = "executor: "  # what the executor's own lines begin with
-
-
-class ExecutorEnded(Exception):
-    """The executor's process has ended; raised by :meth:`Execution.wait`."""
-
 
 class Execution:
-    """An executor at work on a run.
+    """An executor at work on a run, see :class:`~airflow_jobmon_provider.execution.watching.Executor`.
 
     :param command: how to start it; :func:`executor_command` says.
     :param environment: see :func:`executor_environment`.
@@ -52,11 +47,8 @@ class Execution:
     def __init__(
         self, command: list[str], environment: Mapping[str, str], log: Log, secrets: Secrets
     ) -> None:
-        self._log = log
         self._output = OutputFile()
-        self._reader = OutputReader(secrets)
-        self._last_line = ""
-        self._last_own_line = ""
+        self._said = Said(log, secrets)
         self._stopping = threading.RLock()  # Airflow may want it stopped while the task does it already
         self._ended: int | None = None
         self._taken = False
@@ -77,6 +69,8 @@ class Execution:
             raise ConfigError(f"{command[0]} cannot be started: {error.strerror}") from None
         finally:
             executors_end.close()
+
+    is_queued = False  # it began at once
 
     @property
     def exit_code(self) -> int | None:
@@ -103,19 +97,8 @@ class Execution:
 
     @property
     def problem(self) -> str | None:
-        """What kept it from executing the run to its end, in one line; None: nothing, or it is at work.
-
-        The cause comes first: the last line of the executor's own, which says why it ended. If it could say
-        nothing, how it ended and the last line of its output.
-        """
-        code = self.exit_code
-        if code in (None, Exit.DONE, Exit.NOT_DONE):
-            return None
-        if code in set(Exit) and self._last_own_line:
-            return f"{self._last_own_line} (the executor's exit code: {code:d})"
-        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        last = f"its last line: {self._last_line}" if self._last_line else "it has written nothing"
-        return f"the executor {how}; {last}"
+        """What kept it from executing the run to its end, in one line; None: nothing, or it is at work."""
+        return self._said.problem(self.exit_code)
 
     def wait(self, seconds: float) -> None:
         """Pass on what it writes for so many seconds.
@@ -177,24 +160,10 @@ class Execution:
             return
         size = self._output.size()
         while self._output.read_up_to < size:
-            self._log_lines(self._output.read(), last=False)
+            self._said.take(self._output.read())
             if self._output.is_closed or (not last and time.monotonic() >= deadline):
                 return
-        self._log_lines(b"", last=last)
-
-    def _log_lines(self, written: bytes, *, last: bool) -> None:
-        for level, text in self._reader.read(written, time.monotonic(), last=last):
-            self._last_line = text
-            if text.startswith(_OWN):
-                self._last_own_line = text.removeprefix(_OWN)
-            self._log.log(level, "%s", text)  # a signal handler may interrupt this, and stop the executor
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
+        self._said.take(b"", last=last)
 
 
 def executor_command(python: str, workflow_id: int, workflow_run_id: int, cluster_name: str) -> list[str]:

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTim
 from airflow_jobmon_provider.client.conversations import give_up_run, in_time
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.redaction import excerpt
+from airflow_jobmon_provider.execution.watching import EXECUTOR_GRACE
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.task.limits import ON_KILL_TIMEOUT, remaining
 from airflow_jobmon_provider.task.state import is_ended, state_of, within
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_jobmon_provider.client.conversations import Conversation
+    from airflow_jobmon_provider.execution.job_execution import JobExecution
     from airflow_jobmon_provider.execution.process import Execution
     from airflow_jobmon_provider.operators._decided import OwnRun
     from airflow_jobmon_provider.operators._retry import RunMemory
 
 T = TypeVar("T")
 
-EXECUTOR_GRACE = 30.0  # seconds that an executor has to stop its distributor after the run's end
 _CANCEL_PATIENCE = 120.0  # seconds; its tasks learn that they are to end by a heartbeat each 90 s, by default
 _MEMORY_TIMEOUT = 2.0  # seconds
 
@@ -57,7 +58,7 @@ class Attempt:
         self.memory: RunMemory | None = None
         self.earlier: OwnRun | None = None
         self.own: OwnRun | None = None
-        self.execution: Execution | None = None
+        self.execution: Execution | JobExecution | None = None
         self.settled = False
         self._ti: Any = context.get("ti")
         self._log = log

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ from airflow_jobmon_provider.task.limits import remaining
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from airflow_jobmon_provider.execution.launchers import Options
     from airflow_jobmon_provider.triggers.events import RunEvent
 
 
@@ -21,6 +22,13 @@ class Wanted(Protocol):
     jobmon_conn_id: str
     cluster_name: str | None
     jobmon_python: str | None
+    ssh_conn_id: str | None
+    launcher: str
+    launcher_options: Options | None
+    setup_commands: Sequence[str] | None
+    remote_dir: str | None
+    queue_timeout: float | None
+    deferrable: bool
     wait_for_completion: bool
     keep_alive: str
     create_timeout: float

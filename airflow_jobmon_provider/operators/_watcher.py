@@ -4,54 +4,119 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_jobmon_provider.client.conversations import (
-    ProgressWatch,
-    RunOutcome,
-    end_without_executor,
-    ended,
-    watch_run,
-)
+from airflow_jobmon_provider.client.conversations import ProgressWatch, watch_run
 from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.execution.environment import executor_environment, find_python
-from airflow_jobmon_provider.execution.executor import Exit
-from airflow_jobmon_provider.execution.process import Execution, ExecutorEnded, executor_command
-from airflow_jobmon_provider.operators._attempt import EXECUTOR_GRACE
+from airflow_jobmon_provider.execution.environment import executor_environment, jobmon_settings
+from airflow_jobmon_provider.execution.hosts import SshHost, ThisHost
+from airflow_jobmon_provider.execution.job_execution import JobExecution
+from airflow_jobmon_provider.execution.launchers import find_launcher
+from airflow_jobmon_provider.execution.placement import Placement, checked_folder, setup_lines
+from airflow_jobmon_provider.execution.process import Execution, executor_command
+from airflow_jobmon_provider.execution.watching import EXECUTOR_GRACE, ExecutorEnded, watch_executor
+from airflow_jobmon_provider.task.templates import InvalidParameter
 
 if TYPE_CHECKING:
-    from airflow_jobmon_provider.client.conversations import Conversation, RunEnd
+    from airflow_jobmon_provider.client.conversations import Conversation, Queue, RunEnd
     from airflow_jobmon_provider.client.heartbeat import Heartbeat
     from airflow_jobmon_provider.hooks.jobmon import JobmonHook
     from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
 
-def executor_starter(
-    wanted: Wanted, hook: JobmonHook, heartbeat: Heartbeat
-) -> Callable[[int, int], Execution] | None:
-    """Return what starts our own executor, given a workflow's id and its run's; None: none is wanted.
+_START_PATIENCE = 30.0  # seconds until a task is deferred although its executor's host has not answered
+_START_PATIENCE_HERE = 90.0  # no triggerer could start it here
 
+
+def placement_of(wanted: Wanted, hook: JobmonHook) -> Placement | None:
+    """Return where and how the run is to be executed; None: elsewhere.
+
+    :param wanted: the operator's parameters, as templates have rendered them.
+    :param hook: the connection.
+    :raises InvalidParameter: one of them cannot be.
+    :raises ConfigError: what is needed is not on this worker.
+    """
+    if wanted.cluster_name is None:
+        return None
+    try:
+        options = find_launcher(wanted.launcher).check_options(wanted.launcher_options or {})
+        setup = setup_lines(wanted.setup_commands)
+        folder = checked_folder(wanted.remote_dir)
+    except ValueError as error:
+        raise InvalidParameter(str(error)) from None
+    placement = Placement(
+        cluster_name=wanted.cluster_name,
+        ssh_conn_id=wanted.ssh_conn_id or None,
+        launcher_name=wanted.launcher,
+        options=tuple(options),
+        setup_commands=tuple(setup),
+        python=wanted.jobmon_python or hook.server.jobmon_python,
+        remote_dir=folder,
+        handoff_timeout=wanted.handoff_timeout,
+        queue_timeout=wanted.queue_timeout,
+    )
+    return placement.checked()
+
+
+class Starter:
+    """Starts our own executor of a run.
+
+    :param placement: where and how.
     :param wanted: the operator's parameters.
     :param hook: the connection.
     :param heartbeat: the run's.
-    :raises ConfigError: Jobmon's client is not there, or cannot reach the server.
+    :raises ConfigError: Jobmon's client cannot reach the server.
     """
-    cluster_name = wanted.cluster_name
-    if cluster_name is None:
-        return None
-    python = find_python(wanted.jobmon_python or hook.server.jobmon_python)
-    environment = executor_environment(hook.server.settings, heartbeat)
 
-    def start(workflow_id: int, run: int) -> Execution:
-        command = executor_command(python, workflow_id, run, cluster_name)
-        return Execution(command, environment, wanted.log, hook.server.settings.secrets)
+    def __init__(self, placement: Placement, wanted: Wanted, hook: JobmonHook, heartbeat: Heartbeat) -> None:
+        self.placement = placement
+        self.is_job = placement.is_job or wanted.deferrable
+        self._log = wanted.log
+        self._settings = hook.server.settings
+        self._heartbeat = heartbeat
+        jobmon_settings(self._settings, heartbeat, here=placement.ssh_conn_id is None)
 
-    return start
+    def start(self, own: OwnRun, status: RunStatus) -> Execution | JobExecution | None:
+        """Start an executor, or find the job that an earlier try has started.
+
+        :param status: the run's. One that is past LINKING has an executor: a job of ours is found, and
+            anything else has no need of us.
+        """
+        assert own.workflow_id is not None
+        if self.is_job:
+            return self._start_job(own, attach=status is not RunStatus.LINKING)
+        if status is not RunStatus.LINKING:
+            return None
+        assert self.placement.python is not None
+        command = executor_command(
+            self.placement.python, own.workflow_id, own.workflow_run_id, self.placement.cluster_name
+        )
+        environment = executor_environment(self._settings, self._heartbeat)
+        return Execution(command, environment, self._log, self._settings.secrets)
+
+    def _start_job(self, own: OwnRun, *, attach: bool) -> JobExecution:
+        placement = self.placement
+        host = ThisHost() if placement.ssh_conn_id is None else SshHost(placement.ssh_conn_id)
+        assert own.workflow_id is not None
+        job = placement.job(
+            self._settings,
+            self._heartbeat,
+            own.server or self._settings.service_url,
+            own.workflow_id,
+            own.workflow_run_id,
+        )
+        return JobExecution(
+            host,
+            placement.launcher,
+            job.attach() if attach else placement.launcher.start(job, placement.options),
+            self._log,
+            self._settings.secrets,
+            handoff_timeout=placement.handoff_timeout,
+            queue_timeout=placement.queue_timeout,
+        )
 
 
 def command_by_hand(server: str, workflow_id: int, workflow_run_id: int) -> str:
@@ -111,51 +176,48 @@ class Watcher:
         """
         return self._hook.converse(self._watch(self._keep_alive, status), log=self._log)
 
-    def wait_for(self, execution: Execution) -> RunEnd:
+    def wait_for(self, execution: Execution | JobExecution, status: RunStatus) -> RunEnd:
         """Watch the run while our own executor is at work on it, and see to its end if that one dies."""
-        # It is LINKING, else there would be no executor of ours.
-        watch = self._watch(self._keep_alive, RunStatus.LINKING)
-        try:
-            end = self._hook.converse(watch, log=self._log, sleep=execution.wait)
-        except ExecutorEnded:
-            execution.stop()  # at once: what it has started must not go on for nobody
-            status, keep_alive = self._end_after_executor(execution)
-            if status is not None and status.is_terminal:
-                end = ended(self._run, status)
-            else:
-                end = self._hook.converse(self._watch(keep_alive, status), log=self._log)
-        execution.stop(EXECUTOR_GRACE)
-        others = execution.exit_code == Exit.NOT_TAKEN  # then how our executor ended says nothing of the run
-        if end.outcome is not RunOutcome.DONE and not others and execution.problem is not None:
-            end = replace(end, message=f"{execution.problem}. {end.message}")
+        queue = execution.follower if isinstance(execution, JobExecution) else None
+
+        def watch(keep_alive: KeepAlive, seen: RunStatus | None) -> Conversation[RunEnd]:
+            return self._watch(keep_alive, seen, queue)
+
+        watching = watch_executor(
+            self._run, execution, watch, keep_alive=self._keep_alive, status=status, clock=time.monotonic
+        )
+        end = self._hook.converse(watching, log=self._log, sleep=_PausesWith(execution))
+        over = end.status is not None and end.status.is_terminal
+        if over or not execution.has_taken:
+            execution.stop(0 if over else EXECUTOR_GRACE)
+        else:  # it may be at work on the run, of which the server does not tell
+            execution.let_go()
         return end
 
-    def _end_after_executor(self, execution: Execution) -> tuple[RunStatus | None, KeepAlive]:
-        """End what our dead executor has left, unless that is another executor's.
+    def defer_execution(
+        self, execution: Execution | JobExecution, placement: Placement
+    ) -> dict[str, Any] | None:
+        """Let an executor of ours go, for a trigger to follow.
 
-        :returns: the run's status, and who is to beat for it from now on; None: it was not asked for.
+        :returns: what the trigger needs to know of it; None: it did not begin, so there is nothing to defer.
         """
-        run = self._run
-        if execution.exit_code == Exit.NOT_TAKEN:
-            self._log.warning("workflow run %d is not this task's to execute; will keep watching it", run)
-            return None, self._keep_alive
-        ending = end_without_executor(run, taken=execution.has_taken, clock=time.monotonic)
-        status = self._hook.converse(ending, log=self._log)
-        if not status.is_terminal and not execution.has_taken:
-            self._log.warning("Our executor has died; another one has workflow run %d: it is %s", run, status)
-            return status, self._keep_alive
-        if not status.is_terminal:
-            self._log.warning(
-                "The executor of workflow run %d has died (exit code %s) and left it %s; waiting for"
-                " Jobmon's reaper to end it, which takes minutes",
-                run,
-                execution.exit_code,
-                status,
-            )
-        return status, KeepAlive.NEVER
+        from airflow_jobmon_provider.execution.deferred import kept
 
-    def trigger(self) -> WorkflowRunHeartbeatTrigger:
-        """Return what watches the run in the triggerer, as :meth:`wait` does here."""
+        assert isinstance(execution, JobExecution)
+        # On another host that does not answer just now, the trigger goes on starting it.
+        here = placement.ssh_conn_id is None
+        execution.wait_for_start(_START_PATIENCE_HERE if here else _START_PATIENCE)
+        job = execution.follower.job
+        if execution.problem is not None or (here and job is None):
+            return None
+        execution.let_go()
+        return kept(placement, job)
+
+    def trigger(self, executor: dict[str, Any] | None = None) -> WorkflowRunHeartbeatTrigger:
+        """Return what watches the run in the triggerer, as :meth:`wait` does here.
+
+        :param executor: what is known of our own, see ``execution.deferred``. Default: there is none.
+        """
         from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
 
         wanted, own = self._wanted, self._own
@@ -174,9 +236,12 @@ class Watcher:
             cancel_on_kill=own.cancel_on_kill,
             startup_timeout=wanted.startup_timeout,
             server=own.server,
+            executor=executor,
         )
 
-    def _watch(self, keep_alive: KeepAlive, status: RunStatus | None) -> Conversation[RunEnd]:
+    def _watch(
+        self, keep_alive: KeepAlive, status: RunStatus | None, queue: Queue | None = None
+    ) -> Conversation[RunEnd]:
         wanted, own = self._wanted, self._own
         assert own.workflow_id is not None
         age = max(time.time() - own.created_at, 0.0)
@@ -192,4 +257,24 @@ class Watcher:
             age=age,
             status=status,
             progress=ProgressWatch(own.workflow_id, time.monotonic, age=age),
+            queue=queue,
         )
+
+
+class _PausesWith:
+    """Waits while an executor is at work, and says once that it has ended."""
+
+    def __init__(self, execution: Execution | JobExecution) -> None:
+        self._execution = execution
+        self._is_over = False
+
+    def __call__(self, seconds: float) -> None:
+        if self._is_over:
+            time.sleep(seconds)
+            return
+        try:
+            self._execution.wait(seconds)
+        except ExecutorEnded:
+            self._is_over = True
+            self._execution.stop()  # at once: what it has started must not go on for nobody
+            raise

@@ -8,12 +8,14 @@ in modules that only a running task imports:
 * ``_beginning``: how a try comes by its run. ``_retry``: what a retry remembers, and what follows from it.
 * ``_watcher``: wait here for the run's end. ``_ending``: what a task tells of it, and if a retry can help.
 * ``_decided``: what holds after a deferral.
+
+``_executing`` has the parameters by which a task executes a run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,6 +27,7 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink, workflow_url
+from airflow_jobmon_provider.operators._executing import ExecutingOperator
 from airflow_jobmon_provider.task.errors import airflow_errors
 from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, execution_deadline, remaining
 from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral, check_literal_id, rendered_id
@@ -33,11 +36,10 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_jobmon_provider.client.conversations import RunEnd
-    from airflow_jobmon_provider.execution.process import Execution
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._decided import OwnRun, Resume
     from airflow_jobmon_provider.operators._ending import Ending
-    from airflow_jobmon_provider.operators._watcher import Watcher
+    from airflow_jobmon_provider.operators._watcher import Starter, Watcher
     from airflow_jobmon_provider.triggers.events import ResumableEvent
 
 __all__ = ["CreateWorkflowRunOperator", "ResumeWorkflowOperator"]
@@ -233,7 +235,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         )
 
 
-class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
+class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
     """Create the next run of a Jobmon workflow, keep it alive until an executor has it, and wait for its end.
 
     With ``cluster_name``, the worker executes the run itself, with the Jobmon client that is installed there;
@@ -251,12 +253,28 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
 
     :param workflow_id: the workflow. Templated.
     :param jobmon_conn_id: id of the Jobmon connection. Default ``jobmon_default``. Templated.
-    :param cluster_name: execute the run on this cluster, by Jobmon's name for it: Jobmon's distributor and
-        swarm run in a process of their own on this worker, and their output goes to the task log. The task
-        keeps its worker for that long, also with ``deferrable``; but the run survives the worker's death, and
-        a retry goes on watching it. Default: an executor elsewhere executes it. Templated.
-    :param jobmon_python: with ``cluster_name``, path of the Python that has Jobmon's client. Default: the
-        connection's, else that of the ``jobmon`` command on PATH, else Airflow's own. Templated.
+    :param cluster_name: execute the run on this cluster, by Jobmon's name for it. Jobmon's distributor and
+        swarm run in a process of their own, the executor, and its output goes to the task's log. By default
+        it is a child of the worker; with ``deferrable``, ``ssh_conn_id`` or ``launcher="slurm"`` it goes on
+        without the worker. A retry goes on with it. Default: an executor elsewhere executes the run.
+        Templated.
+    :param ssh_conn_id: have the executor started on this submit host: id of an Airflow connection of type
+        SSH. Needs the extra ``airflow-provider-jobmon[ssh]``. Default: this worker. Templated.
+    :param launcher: ``process`` (default): the executor is a process of that host. ``slurm``: it is a batch
+        job, and the host is asked to submit it.
+    :param launcher_options: options of ``sbatch`` by their own names, such as ``{"partition": "long", "time":
+        "7-0", "mem": "8G", "exclusive": True}``, or as words, ``["--partition=long"]``. Job name and output
+        file are the provider's unless given here. Default: none. Templated.
+    :param setup_commands: lines of bash that run before the executor, in a login shell, such as ``module load
+        anaconda``. The first that fails ends the job. Default: none. Templated.
+    :param jobmon_python: the Python that has Jobmon's client, where the executor runs. Default: the
+        connection's, else that of the ``jobmon`` command on PATH, else any Python there that has it.
+        Templated.
+    :param remote_dir: a folder below which each run has one of its own on that host; the node where the job
+        runs must see it, too. An absolute path, or one that begins with ``~/``. Default
+        ``~/.airflow-jobmon``. Templated.
+    :param queue_timeout: seconds (or a ``timedelta``) after the run's creation for which a job may wait in
+        the scheduler's queue; then the job is cancelled and the run aborted. Default: for ever.
     :param wait_for_completion: wait for the run's end. False: return its id at once; then another task must
         keep it alive (``WorkflowRunSensor``) or execute it before its heartbeat runs out. Default True.
     :param workflow_run_heartbeat_interval: seconds (or a ``timedelta``) between heartbeats. Default: the
@@ -269,7 +287,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         lost one, for the end of one that a clear has stopped, and for a server that does not answer included.
         Default 600.
     :param handoff_timeout: seconds (or a ``timedelta``) after its creation in which an executor must take the
-        run; else it is aborted and the task fails. Default 3600.
+        run; else it is aborted and the task fails. It does not pass while a job waits in a queue. Default
+        3600.
     :param startup_timeout: seconds (or a ``timedelta``) that an executor which has taken the run may need
         until its tasks run (BOUND, INSTANTIATED, LAUNCHED); nothing else ends a run whose executor dies then,
         so it is ended as ERROR and the task fails. Default 3600.
@@ -297,7 +316,11 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         help.
     """
 
-    template_fields: Sequence[str] = ("workflow_id", "jobmon_conn_id", "cluster_name", "jobmon_python")
+    template_fields: Sequence[str] = (
+        "workflow_id",
+        "jobmon_conn_id",
+        *ExecutingOperator.template_fields,
+    )
     ui_color = "#d6e8f5"
     operator_extra_links = (JobmonWorkflowLink(),)
 
@@ -308,14 +331,11 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         *,
         workflow_id: int | str,
         jobmon_conn_id: str = JobmonHook.default_conn_name,
-        cluster_name: str | None = None,
-        jobmon_python: str | None = None,
         wait_for_completion: bool = True,
         workflow_run_heartbeat_interval: float | timedelta | None = None,
         heartbeat_report_by_buffer: float | None = None,
         keep_alive: str = KeepAlive.UNTIL_BOUND.value,
         create_timeout: float | timedelta = 600,
-        handoff_timeout: float | timedelta = 3600,
         startup_timeout: float | timedelta = 3600,
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         cancel_on_kill: bool = True,
@@ -328,17 +348,14 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         check_literal_id("workflow_id", workflow_id)
         interval = checked_interval(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
         self.workflow_id = workflow_id
-        if cluster_name is not None and not wait_for_completion:
-            raise ValueError("cluster_name needs wait_for_completion=True: the worker executes the run")
+        if self.cluster_name is not None and not wait_for_completion:
+            raise ValueError("cluster_name needs wait_for_completion=True: the task executes the run")
         self.jobmon_conn_id = jobmon_conn_id
-        self.cluster_name = cluster_name
-        self.jobmon_python = jobmon_python
         self.wait_for_completion = wait_for_completion
         self.workflow_run_heartbeat_interval = interval
         self.heartbeat_report_by_buffer = heartbeat_report_by_buffer
         self.keep_alive = one_of("keep_alive", keep_alive, _KEEP_ALIVE)
         self.create_timeout = seconds("create_timeout", create_timeout)
-        self.handoff_timeout = seconds("handoff_timeout", handoff_timeout, above=0)
         self.startup_timeout = seconds("startup_timeout", startup_timeout, above=0)
         self.poll_interval = seconds("poll_interval", poll_interval, above=0)
         self.cancel_on_kill, self.resume_on_retry = cancel_on_kill, resume_on_retry
@@ -350,7 +367,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         from airflow_jobmon_provider.operators._beginning import Beginning
         from airflow_jobmon_provider.operators._ending import end_if_done
         from airflow_jobmon_provider.operators._retry import RunMemory
-        from airflow_jobmon_provider.operators._watcher import Watcher, executor_starter
+        from airflow_jobmon_provider.operators._watcher import Starter, Watcher, placement_of
         from airflow_jobmon_provider.triggers.events import RunEvent
 
         hook = JobmonHook(self.jobmon_conn_id)
@@ -363,7 +380,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 self.workflow_run_heartbeat_interval,
                 self.heartbeat_report_by_buffer,
             )
-            start_executor = executor_starter(self, hook, heartbeat)  # its errors come before there is a run
+            placement = placement_of(self, hook)  # its errors come before there is a run
+            starter = None if placement is None else Starter(placement, self, hook, heartbeat)
             server = hook.server.settings.service_url
             attempt.memory = RunMemory(context, workflow_id, server, self.log)
             found = Beginning(self, attempt, hook, attempt.memory).find_or_create(context, heartbeat.good_for)
@@ -376,12 +394,12 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
                 attempt.memory.remember(run, own.created_at)
                 context["ti"].xcom_push(key="workflow_run_id", value=run)
                 watcher = Watcher(self, hook, own, heartbeat)
-                if status is RunStatus.LINKING and start_executor is None:
+                if status is RunStatus.LINKING and starter is None:
                     watcher.tell_how_to_execute()
                 if not self.wait_for_completion:
                     with attempt.waiting():
                         return run
-                end = self._wait(attempt, watcher, own, status, start_executor)
+                end = self._wait(attempt, watcher, own, status, starter)
                 attempt.settled = end.status is not None and end.status.is_terminal
         return self._ending(context, own, hook).finish(RunEvent.of(end, run, workflow_id))
 
@@ -391,22 +409,25 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, BaseOperator):
         watcher: Watcher,
         own: OwnRun,
         status: RunStatus,
-        start_executor: Callable[[int, int], Execution] | None,
+        starter: Starter | None,
     ) -> RunEnd:
-        """Wait for the run's end: here if our own executor executes it, else here or in the triggerer."""
+        """Wait for the run's end, here or in the triggerer."""
         from airflow_jobmon_provider.client.conversations import ended
 
-        assert own.workflow_id is not None
-        if start_executor is not None and status is RunStatus.LINKING:
-            with attempt.waiting():
-                attempt.execution = start_executor(own.workflow_id, own.workflow_run_id)
-                return watcher.wait_for(attempt.execution)
         if status.is_terminal:  # don't defer a run that has already ended
             return ended(own.workflow_run_id, status)
+        executor = None
         with attempt.waiting():
-            if not self.deferrable:
+            if starter is not None:
+                attempt.execution = starter.start(own, status)
+            if starter is not None and attempt.execution is not None:
+                if self.deferrable:
+                    executor = watcher.defer_execution(attempt.execution, starter.placement)
+                if executor is None:
+                    return watcher.wait_for(attempt.execution, status)
+            elif not self.deferrable:
                 return watcher.wait(status)
-            trigger = watcher.trigger()
+            trigger = watcher.trigger(executor)
         return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")
 
     def come_back(

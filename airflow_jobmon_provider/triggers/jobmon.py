@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import functools
 import random
 import time
 from collections.abc import AsyncIterator
@@ -33,6 +34,10 @@ from airflow_jobmon_provider.task.state import is_ended_while_deferred, state_wh
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
+    from airflow_jobmon_provider.client.conversations import Conversation, Queue, RunEnd
+    from airflow_jobmon_provider.client.heartbeat import Heartbeat
+    from airflow_jobmon_provider.client.lifecycle import RunStatus
+    from airflow_jobmon_provider.execution.deferred import DeferredExecutor
     from airflow_jobmon_provider.triggers.events import Event, ResumableEvent, RunEvent
 
 __all__ = ["WorkflowResumableTrigger", "WorkflowRunHeartbeatTrigger"]
@@ -282,6 +287,9 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     :param server: address of the server on which the run lives (``Settings.service_url``). Where the
         connection names another, the trigger ends with an error. Default: not known, whatever it names is
         taken for it.
+    :param executor: what is known of the task's own executor, see
+        :mod:`airflow_jobmon_provider.execution.deferred`; its output goes to the trigger's log. Default: it
+        has none.
     :raises ValueError: an argument is out of range.
     """
 
@@ -301,8 +309,10 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         cancel_on_kill: bool = False,
         startup_timeout: float | None = None,
         server: str | None = None,
+        executor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(jobmon_conn_id, server)
+        self.executor = executor
         check_heartbeat(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
         self.workflow_run_id = positive_id("workflow_run_id", workflow_run_id)
         self.workflow_run_heartbeat_interval = workflow_run_heartbeat_interval
@@ -340,34 +350,30 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
                 "cancel_on_kill": self.cancel_on_kill,
                 "startup_timeout": self.startup_timeout,
                 "server": self.server,
+                "executor": self.executor,
             },
         )
 
     async def _wait(self, requester: AsyncRequester) -> Event:
-        from airflow_jobmon_provider.client.conversations import ProgressWatch, give_up_overdue_run, watch_run
+        from airflow_jobmon_provider.client.conversations import give_up_overdue_run
         from airflow_jobmon_provider.triggers.events import RunEvent
 
-        heartbeat = heartbeat_of(
-            requester.settings.heartbeat,
-            self.workflow_run_heartbeat_interval,
-            self.heartbeat_report_by_buffer,
-        )
-        age = max(time.time() - self.created_at, 0.0)
-        progress = self.workflow_id and ProgressWatch(self.workflow_id, time.monotonic, age=age)
-        watch = watch_run(
-            self.workflow_run_id,
-            keep_alive=KeepAlive(self.keep_alive),
-            heartbeat=heartbeat,
-            poll_interval=self.poll_interval,
-            clock=time.monotonic,
-            handoff_timeout=None if self.handoff_deadline is None else remaining(self.handoff_deadline),
-            timeout=None if self.deadline is None else remaining(self.deadline),
-            startup_timeout=self.startup_timeout,
-            owned=self.owned,
-            age=age,
-            progress=progress or None,
-        )
-        end = await requester.converse(watch, log=self.logger())
+        keep_alive = KeepAlive(self.keep_alive)
+        executor = self._own_executor()
+        if executor is None:
+            watch = self._watch(requester, keep_alive)
+            end = await requester.converse(watch, log=self.logger())
+        else:
+            assert self.workflow_id is not None
+            end = await executor.watch(
+                requester,
+                functools.partial(self._watch, requester),
+                heartbeat=self._heartbeat(requester),
+                server=self.server or requester.url,
+                workflow_id=self.workflow_id,
+                workflow_run_id=self.workflow_run_id,
+                keep_alive=keep_alive,
+            )
         stopping = give_up_overdue_run(
             end,
             self.workflow_run_id,
@@ -377,6 +383,53 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         )
         end = await requester.converse(stopping, log=self.logger())
         return RunEvent.of(end, self.workflow_run_id, self.workflow_id)
+
+    def _heartbeat(self, requester: AsyncRequester) -> Heartbeat:
+        interval, buffer = self.workflow_run_heartbeat_interval, self.heartbeat_report_by_buffer
+        return heartbeat_of(requester.settings.heartbeat, interval, buffer)
+
+    def _watch(
+        self,
+        requester: AsyncRequester,
+        keep_alive: KeepAlive,
+        status: RunStatus | None = None,
+        queue: Queue | None = None,
+    ) -> Conversation[RunEnd]:
+        from airflow_jobmon_provider.client.conversations import ProgressWatch, watch_run
+
+        age = max(time.time() - self.created_at, 0.0)
+        progress = self.workflow_id and ProgressWatch(self.workflow_id, time.monotonic, age=age)
+        return watch_run(
+            self.workflow_run_id,
+            keep_alive=keep_alive,
+            heartbeat=self._heartbeat(requester),
+            poll_interval=self.poll_interval,
+            clock=time.monotonic,
+            handoff_timeout=None if self.handoff_deadline is None else remaining(self.handoff_deadline),
+            timeout=None if self.deadline is None else remaining(self.deadline),
+            startup_timeout=self.startup_timeout,
+            owned=self.owned,
+            age=age,
+            status=status,
+            progress=progress or None,
+            queue=queue,
+        )
+
+    def _own_executor(self) -> DeferredExecutor | None:
+        """Return the task's own executor, if it can be seen from here."""
+        if self.executor is None:
+            return None
+        from airflow_jobmon_provider.execution.deferred import DeferredExecutor
+
+        executor = DeferredExecutor(self.executor, self.logger())
+        if executor.is_seen:
+            return executor
+        self.log.info(
+            "The executor of workflow run %d is on another machine, with its output: %s. The run is watched",
+            self.workflow_run_id,
+            self.executor["machine"],
+        )
+        return None
 
     def _workflow_to_stop(self) -> int | None:
         return self.workflow_id if self.owned and self.cancel_on_kill else None
@@ -424,7 +477,20 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
                 clock=time.monotonic,
             )
             status = await requester.converse(giving_up, log=self.log)
-        self.log.info("workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
+            self.log.info("workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
+            await self._end_executor(requester, status)
+
+    async def _end_executor(self, requester: AsyncRequester, status: RunStatus | None) -> None:
+        """End our own executor, which has no run any more, or give it time to end by itself."""
+        executor = self._own_executor()
+        if executor is None or self.workflow_id is None or not (self.cancel_on_kill or status == "A"):
+            return
+        server = self.server or requester.url
+        heartbeat = self._heartbeat(requester)
+        job = executor.placement.job(
+            requester.settings, heartbeat, server, self.workflow_id, self.workflow_run_id
+        )
+        await executor.end(status, job)
 
     def _event(self, status: str, message: str) -> RunEvent:
         from airflow_jobmon_provider.triggers.events import RunEvent

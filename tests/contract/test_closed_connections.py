@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ NOBODY = 987_654_321
 TIMES = 40  # without this rule, every second one is lost
 
 
-def calls(sandbox: JobmonSandbox) -> list[Call[object]]:
+def calls(sandbox: JobmonSandbox) -> list[Call[Any]]:
     """One that may be sent again, and one that may not: the workflow has a run in the way."""
     workflow = sandbox.make_workflow_in("L")
     assert workflow.workflow_run_id is not None

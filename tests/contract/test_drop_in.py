@@ -49,7 +49,9 @@ def test_jobmons_resume_command_reports_a_workflow_that_stays_busy(sandbox: Jobm
     )
     assert done.returncode != 0
     # 2 s, and however long the last of the requests took.
-    assert re.search(rf"workflow {workflow.workflow_id} did not become resumable within [\d.]+ s", done.stderr)
+    assert re.search(
+        rf"workflow {workflow.workflow_id} did not become resumable within [\d.]+ s", done.stderr
+    )
     assert [status for _, status in sandbox.runs(workflow.workflow_id)] == ["L"]
 
 

@@ -84,7 +84,7 @@ with DAG(dag_id="dies_before_deferring", schedule=None) as before:
 with DAG(dag_id="dies_after_deferring", schedule=None) as after:
     DiesAfterDeferring(**options)
 with DAG(dag_id="execute_with_retry", schedule=None) as executing:
-    CreateWorkflowRunOperator(**options, cluster_name="multiprocess")
+    CreateWorkflowRunOperator(**{**options, "deferrable": False}, cluster_name="multiprocess")
     task(task_id="another")(lambda: None)()
 """
 
@@ -101,6 +101,23 @@ with DAG(dag_id="timed_out", schedule=None):
         workflow_id="{{ dag_run.conf['workflow_id'] }}",
         deferrable=True,
         execution_timeout=timedelta(seconds=15),
+    )
+"""
+
+ON_SUBMIT_HOST_DAG = """
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
+
+with DAG(dag_id="on_submit_host", schedule=None):
+    CreateWorkflowRunOperator(
+        task_id="run",
+        workflow_id="{{ dag_run.conf['workflow_id'] }}",
+        cluster_name="{{ dag_run.conf['cluster_name'] }}",
+        ssh_conn_id="submit_host",
+        setup_commands=["echo {{ dag_run.conf['greeting'] }}"],
+        remote_dir="{{ dag_run.conf['folder'] }}",
+        deferrable=True,
     )
 """
 
@@ -149,6 +166,7 @@ def airflow(
         "dying": DYING_DAGS,
         "create_many": CREATE_MANY_DAG,
         "timed_out": TIMED_OUT_DAG,
+        "on_submit_host": ON_SUBMIT_HOST_DAG,
     }
     for name, text in texts.items():
         (dags / f"{name}.py").write_text(text)
@@ -165,7 +183,7 @@ def airflow(
     connections = {
         "jobmon_default": {**server, "login": "airflow", "password": SECRETS["password"], "extra": extra},
         "jobmon_gateway": {**server, "password": SECRETS["token"], "extra": gateway},
-        "jobmon_submit_host": submit_host.connection,
+        "submit_host": submit_host.connection,
     }
     with AirflowStack(
         dags_folder=dags,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from airflow_jobmon_provider.execution.process import EXECUTOR
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, SeenRequest, wait_until
 
-RESUME_AND_CREATE, OVER_SSH = "jobmon_resume_and_create", "jobmon_execute_over_ssh"
+RESUME_AND_CREATE = "jobmon_resume_and_create"
 
 
 def provider_beats(sandbox: JobmonSandbox, run: int) -> list[SeenRequest]:
@@ -72,27 +70,3 @@ def command_lines() -> list[str]:
         except OSError:
             continue  # it has just ended
     return lines
-
-
-def execute_over_ssh(sandbox: JobmonSandbox, airflow: AirflowStack, folder: Path) -> None:
-    """Run the example that executes on a submit host, and check what each of its tasks made of it.
-
-    :param folder: where the submit host has its copy of the executor, and nothing else of this package.
-    """
-    executor = Path(shutil.copy(EXECUTOR, folder))
-    workflow = sandbox.make_workflow_in("E", tasks=2)
-    workflow.release()
-    conf = {
-        "workflow_id": workflow.workflow_id,
-        "cluster_name": "multiprocess",
-        "python": str(sandbox.python),
-        "executor": str(executor),
-    }
-    dag_run = airflow.trigger(OVER_SSH, conf)
-    run = new_run(sandbox, workflow)
-    assert_ended(airflow, OVER_SSH, dag_run, "success")
-    tasks = dict.fromkeys(("resume", "create", "execute", "watch"), "success")
-    assert airflow.task_states(OVER_SSH, dag_run) == {**tasks, "abort": "skipped"}
-    assert sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
-    assert f"workflow run {run} ended DONE (D)" in airflow.task_log(OVER_SSH, dag_run, "watch")
-    assert "ended DONE (D): 2 of 2 tasks done" in airflow.task_log(OVER_SSH, dag_run, "execute")

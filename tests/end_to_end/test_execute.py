@@ -8,23 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from airflow_jobmon_provider.execution.process import EXECUTOR
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.end_to_end.conftest import SECRETS
 from tests.end_to_end.dag_runs import (
-    OVER_SSH,
     assert_ended,
     assert_nothing_claimed_of_an_executors_run,
     command_lines,
     errors,
-    execute_over_ssh,
     new_run,
     provider_beats,
 )
 from tests.running_airflow import airflow_has
 
-EXECUTE = "jobmon_resume_and_execute"
+EXECUTE, ON_SUBMIT_HOST = "jobmon_resume_and_execute", "on_submit_host"
 pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(600)]
 
 
@@ -145,36 +142,46 @@ def test_marking_the_task_failed_stops_run_and_executor(
     wait_until(lambda: not executors(run), 30, "the executor to end")
 
 
+@pytest.mark.environment
 def test_a_run_is_executed_on_a_submit_host(
     e2e_sandbox: JobmonSandbox, airflow: AirflowStack, tmp_path: Path
 ) -> None:
-    execute_over_ssh(e2e_sandbox, airflow, tmp_path)
+    """No worker slot is held, and the executor's output is in the task's log all the same."""
+    workflow = e2e_sandbox.make_workflow_in("E", tasks=2)
+    e2e_sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
+    conf = {
+        "workflow_id": workflow.workflow_id,
+        "cluster_name": "multiprocess",
+        "greeting": "set up there",
+        "folder": str(tmp_path),
+    }
+    dag_run = airflow.trigger(ON_SUBMIT_HOST, conf)
+    airflow.wait_for_deferral(ON_SUBMIT_HOST, dag_run, "run")
+    run = new_run(e2e_sandbox, workflow)
+    wait_until(lambda: e2e_sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
+    assert airflow.task_states(ON_SUBMIT_HOST, dag_run) == {"run": "deferred"}
+    workflow.release()
+    assert_ended(airflow, ON_SUBMIT_HOST, dag_run, "success")
+    assert e2e_sandbox.runs(workflow.workflow_id) == [(workflow.workflow_run_id, "E"), (run, "D")]
+    log = airflow.task_log(ON_SUBMIT_HOST, dag_run, "run")
+    for line in ("set up there", f"executor: executing workflow run {run}", "DONE (D): 2 of 2 tasks done"):
+        assert log.count(line) == 1
+    assert not errors(log)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_what_the_submit_host_cannot_execute_ends_both_tasks(
-    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+def test_what_the_submit_host_cannot_execute_fails_the_task(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack, tmp_path: Path
 ) -> None:
     workflow = e2e_sandbox.make_workflow_in("E")
     conf = {
         "workflow_id": workflow.workflow_id,
         "cluster_name": "nowhere",
-        "python": str(e2e_sandbox.python),
-        "executor": str(EXECUTOR),
+        "greeting": "hello",
+        "folder": str(tmp_path),
     }
-    dag_run = airflow.trigger(OVER_SSH, conf)
-    assert_ended(airflow, OVER_SSH, dag_run, "failed")
+    dag_run = airflow.trigger(ON_SUBMIT_HOST, conf)
+    assert_ended(airflow, ON_SUBMIT_HOST, dag_run, "failed")
     assert e2e_sandbox.runs(workflow.workflow_id)[-1][1] == "A"
-    assert "cluster 'nowhere' is unknown to Jobmon" in airflow.task_log(OVER_SSH, dag_run, "execute")
-    assert "ended ABORTED (A)" in airflow.task_log(OVER_SSH, dag_run, "watch")
-
-
-def test_a_submit_host_that_cannot_do_it_at_all_ends_the_sensor_too(
-    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
-) -> None:
-    workflow = e2e_sandbox.make_workflow_in("E")
-    conf = {"workflow_id": workflow.workflow_id, "cluster_name": "multiprocess", "python": "/no/such/python"}
-    dag_run = airflow.trigger(OVER_SSH, conf)
-    assert_ended(airflow, OVER_SSH, dag_run, "failed")
-    states = airflow.task_states(OVER_SSH, dag_run)
-    assert (states["execute"], states["abort"], states["watch"]) == ("failed", "success", "failed")
-    assert e2e_sandbox.runs(workflow.workflow_id)[-1][1] == "A"
+    (error,) = errors(airflow.task_log(ON_SUBMIT_HOST, dag_run, "run"))
+    assert "cluster 'nowhere' is unknown to Jobmon" in error

@@ -16,12 +16,8 @@ from airflow_jobmon_provider.client.redaction import NO_SECRETS, without_userinf
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
 from airflow_jobmon_provider.execution import executor, process
 from airflow_jobmon_provider.execution.environment import executor_environment, find_python
-from airflow_jobmon_provider.execution.process import (
-    EXECUTOR,
-    Execution,
-    ExecutorEnded,
-    executor_command,
-)
+from airflow_jobmon_provider.execution.process import EXECUTOR, Execution, executor_command
+from airflow_jobmon_provider.execution.watching import ExecutorEnded
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
 from tests.execution.programs import Lines, run

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_jobmon_provider.execution.process import Execution, ExecutorEnded
+from airflow_jobmon_provider.execution.process import Execution
+from airflow_jobmon_provider.execution.watching import ExecutorEnded
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
 from tests.execution.programs import run

@@ -19,7 +19,8 @@ from airflow_jobmon_provider.client.settings import Settings, basic_authorizatio
 from airflow_jobmon_provider.execution import output, output_file
 from airflow_jobmon_provider.execution.environment import executor_environment
 from airflow_jobmon_provider.execution.executor import OUTPUT_KEPT
-from airflow_jobmon_provider.execution.process import EXECUTOR, Execution, ExecutorEnded
+from airflow_jobmon_provider.execution.process import EXECUTOR, Execution
+from airflow_jobmon_provider.execution.watching import ExecutorEnded
 from dev.jobmon_sandbox import wait_until
 from tests.execution.conftest import group_members
 from tests.execution.programs import Lines, run

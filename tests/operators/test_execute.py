@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
 
+from airflow_jobmon_provider.execution.process import Execution
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.airflow_task import Ended, TaskInstance, run_task
@@ -87,7 +88,7 @@ class Background:
 
 def executor_pid(operator: CreateWorkflowRunOperator) -> int:
     assert operator._attempt is not None
-    assert operator._attempt.execution is not None
+    assert isinstance(operator._attempt.execution, Execution)
     return operator._attempt.execution._process.pid
 
 
@@ -98,22 +99,19 @@ def wait_until_running(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> int
     return last_run(sandbox, workflow.workflow_id)[0]
 
 
-@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferrable"])
 def test_the_worker_executes_the_run(
     sandbox: JobmonSandbox,
     failed: Callable[..., SandboxWorkflow],
     execute: Callable[..., CreateWorkflowRunOperator],
     logged: Callable[[], str],
-    deferrable: bool,
 ) -> None:
     workflow = failed()
     workflow.release()
-    operator = execute(workflow, deferrable=deferrable)
+    operator = execute(workflow)
     ended = run_task(operator)
     run, status = last_run(sandbox, workflow.workflow_id)
     assert (ended.result, status) == (run, "D")
     assert sandbox.workflow_status(workflow.workflow_id) == "D"
-    assert ended.events == []  # not deferred: the executor is this worker's
     assert ended.xcoms["status"] == "D"
     assert ended.xcoms["task_counts"]["done"] == 2
     log = logged()

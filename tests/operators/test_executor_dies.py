@@ -78,7 +78,9 @@ class Task:
 
     @property
     def execution(self) -> Execution | None:
-        return self.operator._attempt.execution if self.operator._attempt is not None else None
+        execution = self.operator._attempt.execution if self.operator._attempt is not None else None
+        assert execution is None or isinstance(execution, Execution)
+        return execution
 
     @property
     def run(self) -> int:

@@ -17,9 +17,9 @@ import pytest
 from dev import services
 from dev.airflow_stack import AirflowStack
 from dev.jobmon_sandbox import JobmonSandbox
+from dev.slurm import Slurm
 from dev.submit_host import SubmitHost
 from tests.end_to_end.conftest import EXAMPLE_DAGS, SECRETS
-from tests.end_to_end.dag_runs import OVER_SSH
 
 INTERVAL, BUFFER = 30.0, 3.1
 WINDOW = INTERVAL * BUFFER  # seconds for which a heartbeat is good
@@ -40,9 +40,19 @@ def jobmon() -> Iterator[JobmonSandbox]:
 
 
 @pytest.fixture(scope="session")
-def submit_host(jobmon: JobmonSandbox) -> Iterator[SubmitHost]:
-    """OpenSSH's own server, whose sessions find this Jobmon."""
-    with SubmitHost(jobmon.environment(), server=services.sshd_server) as host:
+def slurm() -> Iterator[Slurm]:
+    with Slurm() as slurm:
+        yield slurm
+
+
+@pytest.fixture(scope="session")
+def submit_host(
+    jobmon: JobmonSandbox, slurm: Slurm, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SubmitHost]:
+    """OpenSSH's own server, whose sessions find this Jobmon and a Slurm."""
+    home = {"HOME": str(tmp_path_factory.mktemp("home"))}
+    environment = {**jobmon.environment(), **slurm.environment, **home}
+    with SubmitHost(environment, server=services.sshd_server) as host:
         yield host
 
 
@@ -52,7 +62,7 @@ def production(
 ) -> Iterator[AirflowStack]:
     """Airflow with CeleryExecutor: two workers, two triggerers."""
     dags = tmp_path_factory.mktemp("dags")
-    examples = (EXAMPLE_DAGS / f"{name}.py" for name in ("jobmon_resume_many", OVER_SSH))
+    examples = (EXAMPLE_DAGS / f"{name}.py" for name in ("jobmon_resume_many", "jobmon_on_slurm"))
     for file in (*examples, *DAGS.glob("*.py")):
         (dags / file.name).write_text(file.read_text())
     host, port = jobmon.url.removeprefix("http://").split(":")
@@ -69,7 +79,7 @@ def production(
     connections = {
         name: json.dumps({**server, **credentials[name], "extra": extras[name]}) for name in credentials
     }
-    connections["jobmon_submit_host"] = json.dumps(submit_host.connection)
+    connections["submit_host"] = json.dumps(submit_host.connection)
     settings = {
         "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "5",

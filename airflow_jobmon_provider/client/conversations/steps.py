@@ -15,6 +15,10 @@ T = TypeVar("T")
 Clock = Callable[[], float]
 
 
+class Interrupted(Exception):
+    """Something else has come up during a pause; what waits throws it into the conversation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Send this call once; send in what its ``read`` returns, or throw in what it raised.
@@ -65,7 +69,7 @@ class Driver(Generic[T]):
     :param conversation: what to drive.
     :param log: where its notes go.
     :ivar reply: what came of the last step; set it after an ``Ask``.
-    :ivar error: what was raised instead, which the conversation is going to be told; set it after an ``Ask``.
+    :ivar error: what was raised instead, which the conversation is going to be told.
     :ivar result: what the conversation returned; there is none before the last step.
     """
 
@@ -77,7 +81,7 @@ class Driver(Generic[T]):
         self._conversation = conversation
         self._log = log
         self.reply: Any = None
-        self.error: JobmonError | None = None
+        self.error: JobmonError | Interrupted | None = None
 
     def __iter__(self) -> Driver[T]:
         return self
@@ -86,7 +90,7 @@ class Driver(Generic[T]):
         """Tell the conversation what came of its last step, and return the next one.
 
         :raises StopIteration: the conversation has returned.
-        :raises JobmonError: what the conversation raises.
+        :raises JobmonError, Interrupted: what the conversation raises.
         """
         reply, error = self.reply, self.error
         self.reply = self.error = None
@@ -118,17 +122,14 @@ def carry(
     """Carry a conversation to its end, by functions that block, and return its result.
 
     :param ask: sends a call and returns what its reply says.
-    :param pause: waits so many seconds.
+    :param pause: waits so many seconds, or raises :class:`Interrupted`.
     :param log: where the conversation's notes go.
-    :raises JobmonError: what the conversation raises.
+    :raises JobmonError, Interrupted: what the conversation raises.
     """
     with Driver(conversation, log) as driver:
         for step in driver:
-            if isinstance(step, Pause):
-                pause(step.seconds)
-                continue
             try:
-                driver.reply = ask(step)
-            except JobmonError as error:
+                driver.reply = pause(step.seconds) if isinstance(step, Pause) else ask(step)
+            except (JobmonError, Interrupted) as error:
                 driver.error = error
         return driver.result

@@ -45,6 +45,19 @@ class Progress(Protocol):
         """Say how far they are; return whether none of them is left to run. Raises no ``JobmonError``."""
 
 
+class Queue(Protocol):
+    """The queue of a cluster's scheduler, in which the executor of a run may wait before it begins."""
+
+    handoff_timeout: float
+    """Seconds that the executor has to take the run, from when it has begun."""
+    queue_timeout: float | None
+    """Seconds of the run's life for which it may wait; None: for ever."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits, as far as is known."""
+
+
 class RunOutcome(str, Enum):
     """Why the watch of a run is over."""
 
@@ -87,6 +100,7 @@ def watch_run(
     age: float = 0.0,
     status: RunStatus | None = None,
     progress: Progress | None = None,
+    queue: Queue | None = None,
     uniform: Uniform = random.uniform,
 ) -> Conversation[RunEnd]:
     """Follow a run to its end, and keep it alive where that is our business.
@@ -115,6 +129,7 @@ def watch_run(
     :param progress: takes the place of a look at a run that is RUNNING, at most every other one; where it
         finds no task left to run, the look follows at once. So counting tasks costs no request of its own and
         delays no end. Default: nobody asks.
+    :param queue: while the executor waits in it, ``handoff_timeout`` does not pass. Default: there is none.
     :raises WorkflowRunNotFound, InvalidRequest, UnreadableReply: final. An outage is not, and is outlived.
         Nor is it final that a run of ours is not found in the first ten seconds of its life.
     """
@@ -131,6 +146,7 @@ def watch_run(
         age,
         status,
         progress,
+        queue,
         uniform,
     )
     return (yield from watch.follow())
@@ -152,6 +168,7 @@ class _Watch:
     age: float
     status: RunStatus | None
     progress: Progress | None
+    queue: Queue | None
     uniform: Uniform
 
     started: float = field(init=False)
@@ -163,6 +180,8 @@ class _Watch:
     """When the last heartbeat runs out; None: not known."""
     starting_since: float | None = field(init=False, default=None)
     """When an executor was first seen to have the run and not to have begun."""
+    queued_until: float | None = field(init=False, default=None)
+    """When the executor was last known to wait in a queue."""
     noted: RunStatus | None = field(init=False, default=None)
     """Status that was said last."""
     unknown: tuple[str, ...] = field(init=False, default=())
@@ -333,17 +352,30 @@ class _Watch:
     def _limit(self) -> float:
         """Return when the next limit is reached that counts in the status that is; ``math.inf``: never."""
         limit = math.inf if self.timeout is None else self.started + self.timeout
-        if self.handoff_timeout is not None and self._is_untaken():
-            limit = min(limit, self.started + self.handoff_timeout)
+        if self._is_untaken():
+            limit = min(limit, self._handoff_limit())
         if self._may_end_a_slow_start() and self.starting_since is not None:
             limit = min(limit, self.starting_since + (self.startup_timeout or 0.0))
         return limit
+
+    def _handoff_limit(self) -> float:
+        """Return when an executor must have taken the run, or have left its queue; ``math.inf``: never."""
+        queue = self.queue
+        if self.handoff_timeout is None:
+            return math.inf
+        if queue is not None and queue.is_waiting:
+            self.queued_until = self.clock()
+            born = self.started - self.age
+            return math.inf if queue.queue_timeout is None else born + queue.queue_timeout
+        if queue is not None and self.queued_until is not None:
+            return self.queued_until + queue.handoff_timeout
+        return self.started + self.handoff_timeout
 
     def _is_over(self, timeout: float | None) -> bool:
         return timeout is not None and self.clock() >= self.started + timeout
 
     def _time_to_abort(self) -> bool:
-        return self._is_over(self.handoff_timeout) or (self.owned and self._is_over(self.timeout))
+        return self.clock() >= self._handoff_limit() or (self.owned and self._is_over(self.timeout))
 
     def _may_end_a_slow_start(self) -> bool:
         starting = self.status is not None and self.status.is_starting
@@ -357,9 +389,12 @@ class _Watch:
 
     def _given_up(self) -> RunEnd:
         by_deadline = self._is_over(self.timeout)
+        advice = "Start its executor in time (the task's log has the command)"
+        if self.queue is not None:
+            advice = "See what its executor waits for"
         message = (
             f"no executor took workflow run {self.workflow_run_id} within {self._limit_given()}, so it was"
-            f" aborted. Start its executor in time (the task's log has the command), or allow more"
+            f" aborted. {advice}, or allow more"
         )
         outcome = RunOutcome.TIMEOUT if by_deadline else RunOutcome.HANDOFF_TIMEOUT
         return RunEnd(outcome, RunStatus.ABORTED, message)
@@ -368,6 +403,10 @@ class _Watch:
         """Return the limit within which an executor should have taken the run, as the user has given it."""
         if self.handoff_timeout is None or self._is_over(self.timeout):
             return f"the {self.age + self._elapsed():.0f} s that the task had"
+        if self.queue is not None and self.queue.is_waiting and self.queue.queue_timeout is not None:
+            return f"{self.queue.queue_timeout:.0f} s, as it waited in the queue (queue_timeout)"
+        if self.queue is not None and self.queued_until is not None:
+            return f"{self.queue.handoff_timeout:.0f} s after it had left the queue (handoff_timeout)"
         return f"{self.age + self.handoff_timeout:.0f} s (handoff_timeout)"
 
     def _elapsed(self) -> float:

@@ -1,0 +1,214 @@
+"""Hosts that run commands, as a triggerer uses them: all triggers of an event loop share what is open to one.
+
+However many jobs there are on a host, one SSH connection is kept to it, and one look serves them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from airflow_jobmon_provider.client.cancellation import wait_for
+from airflow_jobmon_provider.client.redaction import excerpt
+from airflow_jobmon_provider.execution import files
+from airflow_jobmon_provider.execution.command import SHELL, Command, HostNotReached, HostRefused
+from airflow_jobmon_provider.execution.environment import inherited_environment
+from airflow_jobmon_provider.execution.job import Job
+from airflow_jobmon_provider.execution.launchers import JobSeen, find_launcher
+
+T = TypeVar("T")
+
+SESSIONS = 4
+"""Commands that run on a host at once: an SSH server allows ten in one connection, by default."""
+
+_GATHER = 0.5  # seconds in which looks are gathered, to be one
+_SOON = 0.2  # seconds after which it is kept what was logged
+
+
+class _ThisMachine:
+    async def run(self, command: Command[Any]) -> tuple[int, bytes, bytes]:
+        shell = await asyncio.create_subprocess_exec(
+            *("sh", "-s"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=inherited_environment(os.environ),
+            start_new_session=True,
+        )
+        try:
+            output, errors = await shell.communicate(command.data)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                shell.kill()
+            raise
+        return shell.returncode or 0, output, errors
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Ssh:
+    def __init__(self, ssh_conn_id: str) -> None:
+        self._ssh_conn_id = ssh_conn_id
+        self._connecting = asyncio.Lock()
+        self._connection: Any = None
+
+    async def run(self, command: Command[Any]) -> tuple[int, bytes, bytes]:
+        connection = await self._connect()
+        try:
+            done = await connection.run(SHELL, input=command.data, encoding=None, check=False)
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError) and self._connection is connection:
+                await self.close()
+            raise
+        if done.exit_status is None or done.exit_status < 0:
+            raise HostNotReached("the shell there was ended by a signal")
+        return done.exit_status, done.stdout, done.stderr
+
+    async def _connect(self) -> Any:
+        from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+
+        # It tells each step of each command, and an Airflow task's log would have them all.
+        logging.getLogger("asyncssh").setLevel(logging.WARNING)
+        async with self._connecting:
+            if self._connection is None or self._connection.is_closed():
+                hook: Any = SSHHookAsync(ssh_conn_id=self._ssh_conn_id)
+                # The SSH provider before 6 has no public name for it.
+                connect = hook.get_conn if "get_conn" in vars(SSHHookAsync) else hook._get_conn
+                self._connection = await connect()
+            return self._connection
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class _Batch(Generic[T]):
+    """Gathers what several want from a host, and answers them together."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[T, asyncio.Future[Any]] = {}
+        self.task: asyncio.Task[None] | None = None
+
+
+class AsyncHost:
+    """A host, as all triggers of an event loop use it; an asynchronous context manager, which counts them.
+
+    :param ssh_conn_id: id of an Airflow connection of type SSH; None: this machine.
+    """
+
+    def __init__(self, ssh_conn_id: str | None) -> None:
+        self.name = ssh_conn_id or "this machine"
+        self.users = 0
+        self._way = _ThisMachine() if ssh_conn_id is None else _Ssh(ssh_conn_id)
+        self._sessions = asyncio.Semaphore(SESSIONS)
+        self._looks: dict[str, _Batch[tuple[Job, int]]] = defaultdict(_Batch)
+        self._logged: dict[str, int] = {}
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> AsyncHost:
+        self.users += 1
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._keep()
+        self.users -= 1
+        if not self.users:
+            await self._way.close()
+
+    async def run(self, command: Command[T]) -> T:
+        """Run a command, and return what its answer means.
+
+        :raises HostNotReached: there was no answer, or it says "not now".
+        :raises HostRefused: the answer says no.
+        """
+        async with self._sessions:
+            try:
+                code, output, errors = await wait_for(self._way.run(command), command.timeout)
+            except (HostNotReached, ImportError):
+                raise
+            except asyncio.TimeoutError:
+                raise HostNotReached(f"no answer within {command.timeout:g} s") from None
+            except Exception as error:  # of asyncssh, of Airflow's connections, of the system
+                raise HostNotReached(excerpt(error) or type(error).__name__) from None
+        return command.understand(code, output, errors)
+
+    async def look(self, launcher: str, job: Job, known: int) -> tuple[JobSeen, bytes]:
+        """Look at a job together with all others, and read its output from there on.
+
+        :param launcher: name of its launcher.
+        :param known: how many bytes were read before.
+        :raises HostNotReached, HostRefused: see :meth:`run`.
+        """
+        batch = self._looks[launcher]
+        answer: asyncio.Future[tuple[JobSeen, bytes]] = asyncio.get_running_loop().create_future()
+        batch.wanted[job, known] = answer
+        if batch.task is None:
+            batch.task = asyncio.create_task(self._look_at_all(launcher, batch))
+        return await answer
+
+    async def _look_at_all(self, launcher: str, batch: _Batch[tuple[Job, int]]) -> None:
+        await asyncio.sleep(_GATHER)
+        wanted, batch.wanted, batch.task = batch.wanted, {}, None
+        try:
+            seen = await self.run(find_launcher(launcher).look([job for job, _ in wanted]))
+            written = await self.run(files.read_output({job.folder: known for job, known in wanted}))
+        except BaseException as error:
+            for answer in wanted.values():
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for (job, _), answer in wanted.items():
+            if not answer.done():
+                answer.set_result((seen[job], written.get(job.folder, b"")))
+
+    def keep_logged(self, job: Job, known: int) -> None:
+        """Have kept soon how much of a job's output is in the task's log."""
+        self._logged[job.folder] = known
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_soon())
+
+    async def _keep_soon(self) -> None:
+        await asyncio.sleep(_SOON)
+        self._keeping = None
+        await self._keep()
+
+    async def _keep(self) -> None:
+        logged, self._logged = self._logged, {}
+        if logged:
+            with contextlib.suppress(HostNotReached, HostRefused):
+                await self.run(files.keep_logged(logged))
+
+
+_HOSTS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str | None, AsyncHost]] = WeakKeyDictionary()
+
+
+@contextlib.asynccontextmanager
+async def host_of(ssh_conn_id: str | None) -> AsyncIterator[AsyncHost]:
+    """Give the host, which is shared with all others who use it in this event loop.
+
+    :param ssh_conn_id: id of an Airflow connection of type SSH; None: this machine.
+    """
+    hosts = _HOSTS.setdefault(asyncio.get_running_loop(), {})
+    host = hosts.get(ssh_conn_id)
+    if host is None:
+        host = hosts[ssh_conn_id] = AsyncHost(ssh_conn_id)
+    try:
+        async with host:
+            yield host
+    finally:
+        if not host.users and hosts.get(ssh_conn_id) is host:
+            del hosts[ssh_conn_id]

@@ -1,0 +1,306 @@
+"""A run executed on this worker or a submit host, watched by the worker or in a trigger: the same in all.
+
+The submit host is a real SSH server, whose sessions are real shells; Slurm's jobs are in tests/stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
+from airflow.triggers.base import BaseTrigger
+
+from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
+from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
+from dev.launcher import free_ports
+from dev.submit_host import SubmitHost
+from tests.airflow_task import Tries, fire, resume, run_task, stored
+from tests.airflow_task import kill as kill_trigger
+from tests.execution.conftest import group_members
+from tests.operators.tasks import last_run
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("connection")]
+
+Make = Callable[..., CreateWorkflowRunOperator]
+
+PLACES = [
+    pytest.param({"deferrable": True}, id="this worker-deferrable"),
+    pytest.param({"ssh_conn_id": "submit_host"}, id="submit host-blocking"),
+    pytest.param({"ssh_conn_id": "submit_host", "deferrable": True}, id="submit host-deferrable"),
+]
+everywhere = pytest.mark.parametrize("place", PLACES)
+
+
+@pytest.fixture(scope="module")
+def host(sandbox: JobmonSandbox) -> Iterator[SubmitHost]:
+    with SubmitHost(sandbox.environment()) as host:
+        yield host
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the jobs; its name is no friend of shells."""
+    return tmp_path / "a b;$(touch pwned)'"
+
+
+@pytest.fixture
+def make(
+    sandbox: JobmonSandbox, host: SubmitHost, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Make]:
+    """Make the operator for a workflow; what its executors leave behind is killed."""
+    monkeypatch.setenv("AIRFLOW_CONN_SUBMIT_HOST", json.dumps(host.connection))
+
+    def operator(workflow: SandboxWorkflow, **options: Any) -> CreateWorkflowRunOperator:
+        options = {
+            "cluster_name": "multiprocess",
+            "jobmon_python": str(sandbox.python),
+            "remote_dir": str(folder),
+            "workflow_run_heartbeat_interval": 2,
+            "heartbeat_report_by_buffer": 20,
+            "poll_interval": 1,
+            **options,
+        }
+        return CreateWorkflowRunOperator(task_id="run", workflow_id=workflow.workflow_id, **options)
+
+    yield operator
+    for handle in folder.glob("runs/*/handle"):
+        kill(int(handle.read_text().split()[0]), group=True)
+
+
+def kill(pid: int, *, group: bool = False) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        (os.killpg if group else os.kill)(pid, signal.SIGKILL)
+
+
+def failed(sandbox: JobmonSandbox, *, waits: bool = False) -> SandboxWorkflow:
+    """Make a workflow whose run has ended in error, and whose tasks are reset."""
+    workflow = sandbox.make_workflow_in("E", tasks=2, waits=waits)
+    sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
+    return workflow
+
+
+@contextlib.contextmanager
+def during(act: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread meanwhile; what it raises is raised."""
+    errors: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        if errors:
+            raise errors[0]
+
+
+@everywhere
+def test_the_run_is_executed_to_its_end(
+    sandbox: JobmonSandbox,
+    make: Make,
+    folder: Path,
+    place: dict[str, Any],
+    logged: Callable[[], str],
+) -> None:
+    workflow = failed(sandbox)
+    workflow.release()
+    ended = run_task(make(workflow, setup_commands=["echo 'set up here' && cd /"], **place))
+    run, status = last_run(sandbox, workflow.workflow_id)
+    assert (ended.result, status) == (run, "D")
+    assert len(ended.events) == bool(place.get("deferrable"))
+    assert (ended.xcoms["status"], ended.xcoms["task_counts"]["done"]) == ("D", 2)
+    log = logged()
+    for line in ("set up here", f"executor: executing workflow run {run}", "2 of 2 tasks done, 0 failed"):
+        assert log.count(line) == 1
+    assert [each.name for each in folder.iterdir() if each.is_dir()] == ["runs"]
+    assert list((folder / "runs").iterdir()) == []  # nothing is left of the job
+    assert not (Path.home() / "pwned").exists()
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"setup_commands": ["true", "module load nowhere"]}, r"setup command 2 failed: module load nowhere"),
+        ({"setup_commands": ["echo 'not whole"]}, r"setup command 1 failed: echo 'not whole"),
+        ({"cluster_name": "nowhere"}, r"cluster 'nowhere' is unknown to Jobmon"),
+        ({"remote_dir": "/proc/none"}, r"remote_dir cannot be written there: .*/proc/none"),
+    ],
+    ids=["setup", "half a line", "cluster", "folder"],
+)
+def test_what_cannot_begin_aborts_the_run_and_says_why_first(
+    sandbox: JobmonSandbox, make: Make, place: dict[str, Any], options: dict[str, Any], says: str
+) -> None:
+    workflow = failed(sandbox)
+    with pytest.raises(AirflowException, match=rf"^[^\n]*{says}"):
+        run_task(make(workflow, **{**place, **options}))
+    assert last_run(sandbox, workflow.workflow_id)[1] == "A"
+
+
+@everywhere
+def test_a_python_that_is_not_there(
+    sandbox: JobmonSandbox, make: Make, place: dict[str, Any], logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox)
+    with pytest.raises(AirflowException, match="jobmon_python: '/no/python' is not an executable file on"):
+        run_task(make(workflow, jobmon_python="/no/python", **place))
+    runs = sandbox.runs(workflow.workflow_id)
+    assert [status for _, status in runs][1:] in ([], ["A"])  # a worker looks before there is a run
+
+
+@everywhere
+def test_a_killed_executor_is_told_of_first(
+    sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any], logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox, waits=True)
+    operator = make(workflow, heartbeat_report_by_buffer=3, **place)
+
+    def kill_it() -> None:
+        wait_until(lambda: last_run(sandbox, workflow.workflow_id)[1] == "R", 60, "the run to be RUNNING")
+        (handle,) = folder.glob("runs/*/handle")
+        kill(int(handle.read_text().split()[0]), group=True)
+        wait_until(lambda: "Jobmon's reaper" in logged(), 30, "the task to notice")
+
+        def reaped() -> bool:
+            sandbox.reap()
+            return last_run(sandbox, workflow.workflow_id)[1] == "E"
+
+        wait_until(reaped, 60, "Jobmon's reaper to end the run")
+
+    with during(kill_it), pytest.raises(AirflowFailException, match=r"^process \d+ on \S+ was killed, or"):
+        run_task(operator)
+
+
+def begin(operator: CreateWorkflowRunOperator, tries: Tries) -> BaseTrigger:
+    """Execute a deferrable task until it is deferred, and return its trigger as a triggerer has it."""
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(tries.next())
+    return stored(deferred.value.trigger)
+
+
+@everywhere
+def test_a_retry_goes_on_with_the_job(
+    sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any], logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox, waits=True)
+    tries = Tries()
+    begin(make(workflow, **{**place, "deferrable": True}), tries)  # its worker and its triggerer die then
+    run = last_run(sandbox, workflow.workflow_id)[0]
+    wait_until(lambda: sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
+    (before,) = (handle.read_text() for handle in folder.glob("runs/*/handle"))
+
+    def release() -> None:
+        wait_until(lambda: f"executor: executing workflow run {run}" in logged(), 60, "the output")
+        (after,) = (handle.read_text() for handle in folder.glob("runs/*/handle"))
+        assert before == after
+        workflow.release()
+
+    operator, context = make(workflow, **place), tries.next()
+    with during(release):
+        if place.get("deferrable"):
+            with pytest.raises(TaskDeferred) as deferred:
+                operator.execute(context)
+            event = asyncio.run(fire(deferred.value.trigger))
+            assert resume(operator, deferred.value, event, context) == run
+        else:
+            assert operator.execute(context) == run
+    assert sandbox.runs(workflow.workflow_id)[1:] == [(run, "D")]
+    assert logged().count("2 of 2 tasks done, 0 failed") == 1
+
+
+@pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
+def test_each_line_is_logged_once_though_a_triggerer_takes_over(
+    sandbox: JobmonSandbox, make: Make, ssh_conn_id: str | None, logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox, waits=True)
+    trigger = begin(make(workflow, ssh_conn_id=ssh_conn_id, deferrable=True), Tries())
+    run = last_run(sandbox, workflow.workflow_id)[0]
+
+    async def fail_over() -> dict[str, Any]:
+        first = asyncio.create_task(fire(trigger))
+        await asyncio.to_thread(
+            wait_until, lambda: f"executor: executing workflow run {run}" in logged(), 60, "its output"
+        )
+        await asyncio.sleep(1)  # until that is kept; a second of lines may come twice
+        first.cancel()
+        workflow.release()
+        return await fire(trigger)
+
+    event = asyncio.run(fail_over())
+    assert (event["status"], event["workflow_run_status"]) == ("success", "D")
+    for line in (f"executor: executing workflow run {run}", "2 of 2 tasks done, 0 failed"):
+        assert logged().count(line) == 1
+
+
+@everywhere
+def test_marking_the_task_failed_ends_the_job(
+    sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any]
+) -> None:
+    """A run that nobody has taken is aborted; its job has nothing to do any more, and ends at once."""
+    workflow = failed(sandbox)
+    slow = make(workflow, setup_commands=["sleep 300"], **{**place, "deferrable": True})
+    trigger = begin(slow, Tries())
+    (handle,) = folder.glob("runs/*/handle")
+    pid = int(handle.read_text().split()[0])
+    assert last_run(sandbox, workflow.workflow_id)[1] == "L"
+    asyncio.run(kill_trigger(trigger))
+    assert last_run(sandbox, workflow.workflow_id)[1] == "A"
+    wait_until(lambda: not group_members(pid), 20, "the job to end")
+
+
+def test_a_submit_host_that_does_not_answer_costs_nothing_but_two_lines(
+    sandbox: JobmonSandbox,
+    make: Make,
+    host: SubmitHost,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: Callable[[], str],
+) -> None:
+    """The task is deferred all the same; the trigger keeps the run alive, and starts the job later."""
+    monkeypatch.setattr("airflow_jobmon_provider.operators._watcher._START_PATIENCE", 1.0)
+    (port,) = free_ports(1)
+    away = {**host.connection, "port": port}
+    monkeypatch.setenv("AIRFLOW_CONN_SUBMIT_HOST", json.dumps(away))
+    workflow = failed(sandbox)
+    workflow.release()
+    trigger = begin(make(workflow, ssh_conn_id="submit_host", deferrable=True), Tries())
+    run = last_run(sandbox, workflow.workflow_id)[0]
+    assert "submit_host does not answer, which changes nothing about the run" in logged()
+
+    async def come_back() -> dict[str, Any]:
+        first = asyncio.create_task(fire(trigger))
+        says = "submit_host does not answer"  # the worker, and then the trigger
+        await asyncio.to_thread(wait_until, lambda: logged().count(says) == 2, 60, "both to say so")
+        os.environ["AIRFLOW_CONN_SUBMIT_HOST"] = json.dumps(host.connection)
+        return await first
+
+    event = asyncio.run(come_back())
+    assert (event["workflow_run_id"], event["workflow_run_status"]) == (run, "D")
+    assert logged().count("submit_host answers again, after") == 1
+
+
+@pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
+def test_what_was_over_before_the_trigger_began_is_told_all_the_same(
+    sandbox: JobmonSandbox, make: Make, ssh_conn_id: str | None, logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox)
+    workflow.release()
+    trigger = begin(make(workflow, ssh_conn_id=ssh_conn_id, deferrable=True), Tries())
+    wait_until(lambda: last_run(sandbox, workflow.workflow_id)[1] == "D", 60, "the run to be DONE")
+    event = asyncio.run(fire(trigger))
+    assert event["workflow_run_status"] == "D"
+    assert "2 of 2 tasks done, 0 failed" in logged()
