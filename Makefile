@@ -65,8 +65,16 @@ services: $(STAMP)  ## Look for the services that test-stack needs
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group stack
 	$(BIN)/python -m dev.services
 
-test-stack: services  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB, Redis and sshd
-	$(PYTEST) $(or $(PYTEST_ARGS),tests/stack)
+test-stack: services  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB, Redis, sshd, Slurm
+ifeq ($(strip $(PYTEST_ARGS)),)
+# Slurm's tests wait most of the time, and need nothing of the others: they run beside them.
+	@log=$$(mktemp); $(PYTEST) tests/stack/test_slurm.py >$$log 2>&1 & slurm=$$!; \
+	trap 'kill $$slurm 2>/dev/null; rm -f $$log' EXIT; \
+	$(PYTEST) tests/stack --ignore tests/stack/test_slurm.py; production=$$?; \
+	wait $$slurm; on_slurm=$$?; cat $$log; exit $$((production + on_slurm))
+else
+	$(PYTEST) $(PYTEST_ARGS)
+endif
 
 demo: $(STAMP)  ## Fail a Jobmon workflow and let Airflow resume it; KEEP=1 leaves the UI up
 	$(BIN)/python -m dev.demo $(if $(KEEP),--keep)

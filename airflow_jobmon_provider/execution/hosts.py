@@ -96,13 +96,13 @@ class SshHost:
         return self._client is not None
 
     def _run(self, command: Command[T]) -> T:
-        import paramiko
-
         try:
             if self._client is None:
                 self._client = self._connect()
             code, output, errors = self._exchange(command)
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except ImportError:
+            raise
+        except Exception as error:  # of paramiko, of the system, of Airflow's connections
             self.close()
             raise HostNotReached(_line(error)) from None
         return command.understand(code, output, errors)

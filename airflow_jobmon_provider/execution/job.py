@@ -144,7 +144,7 @@ class JobSpec:
         return Command(find, read)
 
     def _job(self, executor: str) -> str:
-        """Return ``job.sh``, whose argument is the run's folder."""
+        """Return ``job.sh``, whose arguments are the run's folder and the launcher's name."""
         options = {
             "workflow-id": self.workflow_id,
             "workflow-run-id": self.workflow_run_id,
@@ -166,17 +166,18 @@ class JobSpec:
         )
 
 
-_CLAIM = r"""run=$1
+_CLAIM = r"""run=$1 launcher=$2
 say() { echo "executor: $*"; }
 if ! mkdir "$run"/claim 2>/dev/null; then
   # A job that the scheduler has put back into its queue may go on; any other one is one too many.
   read -r by <"$run"/claim/by
-  if [ -z "$SLURM_JOB_ID" ] || [ "$by" != "$SLURM_JOB_ID" ]; then exit 0; fi
+  if [ "$launcher" = process ] || [ "$by" != "$SLURM_JOB_ID" ]; then exit 0; fi
 fi
-echo "${SLURM_JOB_ID:-$$}" >"$run"/claim/by
+if [ "$launcher" = process ]; then by=$$; else by=$SLURM_JOB_ID; fi
+echo "$by" >"$run"/claim/by
 trap 'code=$?; echo "$code" >"$run"/exit.new; mv -f "$run"/exit.new "$run"/exit' EXIT
 trap : TERM INT HUP
-if [ -z "$SLURM_JOB_ID" ]; then
+if [ "$launcher" = process ]; then
   read -r stat </proc/$$/stat
   set -- ${stat##*) }
   read -r boot </proc/sys/kernel/random/boot_id

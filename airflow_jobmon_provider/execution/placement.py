@@ -58,7 +58,7 @@ class Placement:
     @property
     def is_job(self) -> bool:
         """Whether it may be anything but a child of the process that starts it."""
-        return self.ssh_conn_id is not None or self.launcher_name != "process"
+        return self.ssh_conn_id is not None or self.launcher_name != "process" or bool(self.setup_commands)
 
     @property
     def launcher(self) -> Launcher:

@@ -64,6 +64,45 @@ def test_the_hand_off_limit_is_on_time_on_a_server_that_is_dead(dead: dict[str, 
     assert "heartbeat runs out by itself within 93 s" in end.message
 
 
+class UntilThen:
+    """A queue in which an executor waits until some time."""
+
+    def __init__(self, sim: Simulation, then: float, queue_timeout: float | None = None) -> None:
+        self._sim, self._then = sim, then
+        self.handoff_timeout = 60.0
+        self.queue_timeout = queue_timeout
+
+    @property
+    def is_waiting(self) -> bool:
+        return elapsed(self._sim) < self._then
+
+
+def test_the_hand_off_limit_does_not_pass_in_a_queue() -> None:
+    sim = Simulation(RunOnServer())
+    end = watch(sim, handoff_timeout=60, queue=UntilThen(sim, 7200))
+    assert (end.outcome, end.status) == (RunOutcome.HANDOFF_TIMEOUT, RunStatus.ABORTED)
+    assert 7200 + 60 - 30 <= elapsed(sim) <= 7200 + 60  # as far as was known: it looks each 30 s
+    assert "within 60 s after it had left the queue (handoff_timeout)" in end.message
+    assert "See what its executor waits for" in end.message
+
+
+def test_an_executor_that_waits_in_no_queue_has_the_limit_as_ever() -> None:
+    sim = Simulation(RunOnServer())
+    end = watch(sim, handoff_timeout=50, queue=UntilThen(sim, 0))
+    assert end.outcome is RunOutcome.HANDOFF_TIMEOUT
+    assert elapsed(sim) == pytest.approx(50)
+    assert "within 50 s (handoff_timeout)" in end.message
+
+
+@pytest.mark.parametrize("age", [0.0, 400.0])
+def test_the_limit_for_a_queue_counts_from_the_runs_creation(age: float) -> None:
+    sim = Simulation(RunOnServer())
+    end = watch(sim, handoff_timeout=60, age=age, queue=UntilThen(sim, 1e9, queue_timeout=1000))
+    assert (end.outcome, end.status) == (RunOutcome.HANDOFF_TIMEOUT, RunStatus.ABORTED)
+    assert elapsed(sim) == pytest.approx(1000 - age)
+    assert "within 1000 s, as it waited in the queue (queue_timeout)" in end.message
+
+
 def test_a_server_that_fails_with_a_status_does_not_hold_the_limit_up_either() -> None:
     sim = Simulation(lambda call, now: ServerFailure("503", retry_after=3600))
     assert watch(sim, handoff_timeout=3).outcome is RunOutcome.HANDOFF_TIMEOUT

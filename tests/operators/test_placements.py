@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("connection")]
 Make = Callable[..., CreateWorkflowRunOperator]
 
 PLACES = [
+    pytest.param({"setup_commands": ["true"]}, id="this worker-blocking"),
     pytest.param({"deferrable": True}, id="this worker-deferrable"),
     pytest.param({"ssh_conn_id": "submit_host"}, id="submit host-blocking"),
     pytest.param({"ssh_conn_id": "submit_host", "deferrable": True}, id="submit host-deferrable"),
@@ -116,10 +117,12 @@ def test_the_run_is_executed_to_its_end(
     folder: Path,
     place: dict[str, Any],
     logged: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workflow = failed(sandbox)
     workflow.release()
-    ended = run_task(make(workflow, setup_commands=["echo 'set up here' && cd /"], **place))
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")  # the worker may be a job itself
+    ended = run_task(make(workflow, **{**place, "setup_commands": ["echo 'set up here' && cd /"]}))
     run, status = last_run(sandbox, workflow.workflow_id)
     assert (ended.result, status) == (run, "D")
     assert len(ended.events) == bool(place.get("deferrable"))
@@ -253,7 +256,7 @@ def test_marking_the_task_failed_ends_the_job(
 ) -> None:
     """A run that nobody has taken is aborted; its job has nothing to do any more, and ends at once."""
     workflow = failed(sandbox)
-    slow = make(workflow, setup_commands=["sleep 300"], **{**place, "deferrable": True})
+    slow = make(workflow, **{**place, "setup_commands": ["sleep 300"], "deferrable": True})
     trigger = begin(slow, Tries())
     (handle,) = folder.glob("runs/*/handle")
     pid = int(handle.read_text().split()[0])

@@ -302,7 +302,9 @@ def test_a_second_job_of_the_same_run_ends_at_once(slurm: Slurm, folder: Path) -
     host = ThisHost()
     job = host.run(LAUNCHER.start(spec, []))
     wait_until(Path(job.folder, "claim", "by").exists, 30, "the first one to begin")
-    other = slurm.run("sbatch", "--parsable", "-o/dev/null", f"{job.folder}/job.sh", job.folder).strip()
+    other = slurm.run(
+        "sbatch", "--parsable", "-o/dev/null", f"{job.folder}/job.sh", job.folder, "slurm"
+    ).strip()
     wait_until(lambda: Path(job.folder, "exit").exists(), 30, "the first one to end")
     wait_until(lambda: not slurm.run("squeue", "-h", "-j", other), 30, "the second one to end")
     written = host.run(read_output({job.folder: 0}))[job.folder]

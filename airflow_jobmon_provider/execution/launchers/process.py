@@ -61,7 +61,7 @@ class ProcessLauncher:
             job.install(),
             'if [ ! -e "$run"/claim ] && [ ! -s "$run"/handle ]; then',
             # Of no session, no terminal and no pipe that ends with this shell.
-            '  nohup setsid bash -l "$run"/job.sh "$run" </dev/null >>"$run"/output 2>&1 &',
+            '  nohup setsid bash -l "$run"/job.sh "$run" process </dev/null >>"$run"/output 2>&1 &',
             "fi",
             f'i=0; while [ ! -s "$run"/handle ] && [ "$i" -lt {START_TIMEOUT * 10} ]; do',
             "  sleep 0.1; i=$((i + 1)); done",

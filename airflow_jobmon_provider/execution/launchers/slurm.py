@@ -94,7 +94,7 @@ class SlurmLauncher:
             "  fi",
             '  if [ -z "$id" ]; then',
             f"    id=$(LC_ALL=C sbatch {words} --open-mode=append{output}"
-            ' "$run"/job.sh "$run" </dev/null) || exit 1',
+            ' "$run"/job.sh "$run" slurm </dev/null) || exit 1',
             "  fi",
             '  echo "$id" >"$run"/handle.new && mv -f "$run"/handle.new "$run"/handle',
             "fi",
