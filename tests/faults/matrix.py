@@ -275,7 +275,8 @@ async def assert_right_result_or_one_typed_error(
         return judge(name, label, call, means, ROUNDS[times], outcome, world.answers[label])
 
     found = await asyncio.gather(*(check(label) for label in labels))
-    assert not [problem for problem in found if problem]
+    problems = [problem for problem in found if problem]
+    assert not problems, "\n".join(problems)
     assert not world.elsewhere.requests
 
 
