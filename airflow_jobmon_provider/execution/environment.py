@@ -130,8 +130,11 @@ def jobmon_settings(
         "JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL": str(math.ceil(heartbeat.interval)),
         "JOBMON__HEARTBEAT__REPORT_BY_BUFFER": f"{heartbeat.buffer:g}",
     }
-    credentials = _credentials(settings.headers)
-    if settings.client_cert:
+    headers = settings.headers
+    if not here:  # what its host needs besides, such as a gateway's token, is its host's business
+        headers = {name: value for name, value in headers.items() if value.startswith("Basic ")}
+    credentials = _credentials(headers)
+    if here and settings.client_cert:
         raise ConfigError("Jobmon's own client, which executes the run, cannot send a client certificate")
     if here and settings.verify is False and url.scheme == "https":
         raise ConfigError(

@@ -15,7 +15,7 @@ from airflow_jobmon_provider.client.heartbeat import Heartbeat
 from airflow_jobmon_provider.client.redaction import NO_SECRETS, without_userinfo
 from airflow_jobmon_provider.client.settings import Settings, basic_authorization
 from airflow_jobmon_provider.execution import executor, process
-from airflow_jobmon_provider.execution.environment import executor_environment, find_python
+from airflow_jobmon_provider.execution.environment import executor_environment, find_python, jobmon_settings
 from airflow_jobmon_provider.execution.process import EXECUTOR, Execution, executor_command
 from airflow_jobmon_provider.execution.watching import ExecutorEnded
 from dev.jobmon_sandbox import wait_until
@@ -295,3 +295,17 @@ def test_this_python_is_taken_if_it_has_jobmons_client(path: Path, monkeypatch: 
 def test_a_worker_without_jobmons_client_says_what_to_do(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no Jobmon client on this worker: .* Give jobmon_python"):
         find_python(None)
+
+
+def test_another_host_has_its_own_way_to_the_server() -> None:
+    """A gateway's header and a client certificate are of the way from here."""
+    headers = {"Authorization": basic_authorization("me", "secret"), "X-Gateway": "token"}
+    settings = Settings(
+        "https://jobmon.example.org/api/v3", headers=headers, client_cert="/cert.pem", verify=False
+    )
+    variables, credentials = jobmon_settings(settings, Heartbeat(), here=False)
+    assert credentials == "me:secret"
+    assert "secret" not in str(variables)
+    assert variables["JOBMON__HTTP__SERVICE_URL"] == "https://jobmon.example.org"
+    with pytest.raises(ConfigError, match="X-Gateway"):
+        jobmon_settings(settings, Heartbeat(), here=True)
