@@ -166,11 +166,15 @@ class AsyncHost:
         try:
             seen = await self.run(find_launcher(launcher).look([job for job, _ in wanted]))
             written = await self.run(files.read_output({job.folder: known for job, known in wanted}))
-        except BaseException as error:
+        except Exception as error:
             for answer in wanted.values():
                 if not answer.done():
                     answer.set_exception(error)
             return
+        except BaseException:
+            for answer in wanted.values():
+                answer.cancel()
+            raise
         for (job, _), answer in wanted.items():
             if not answer.done():
                 answer.set_result((seen[job], written.get(job.folder, b"")))

@@ -108,8 +108,8 @@ class Follower:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it has not begun, as far as is known."""
-        return not self.is_over and (self.seen is None or self.is_queued)
+        """Whether it was started and has not begun, as far as is known."""
+        return self.job is not None and not self.is_over and (self.seen is None or self.is_queued)
 
     @property
     def is_queued(self) -> bool:

@@ -87,7 +87,11 @@ class Starter:
         """
         assert own.workflow_id is not None
         if self.is_job:
-            return self._start_job(own, attach=status is not RunStatus.LINKING)
+            execution = self._start_job(own, attach=status is not RunStatus.LINKING)
+            if status is RunStatus.LINKING:
+                return execution
+            execution.wait_for_start(_START_PATIENCE)
+            return None if execution.follower.refused is not None else execution
         if status is not RunStatus.LINKING:
             return None
         assert self.placement.python is not None

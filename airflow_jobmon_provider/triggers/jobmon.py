@@ -490,7 +490,10 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         job = executor.placement.job(
             requester.settings, heartbeat, server, self.workflow_id, self.workflow_run_id
         )
-        await executor.end(status, job)
+        try:
+            await executor.end(status, job)
+        except Exception as error:  # the run has been given up all the same
+            self.log.warning("its executor could not be ended: %s", error)
 
     def _event(self, status: str, message: str) -> RunEvent:
         from airflow_jobmon_provider.triggers.events import RunEvent
