@@ -228,7 +228,7 @@ def test_a_retry_goes_on_with_the_job(
 
 @pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
 def test_each_line_is_logged_once_though_a_triggerer_takes_over(
-    sandbox: JobmonSandbox, make: Make, ssh_conn_id: str | None, logged: Callable[[], str]
+    sandbox: JobmonSandbox, make: Make, folder: Path, ssh_conn_id: str | None, logged: Callable[[], str]
 ) -> None:
     workflow = failed(sandbox, waits=True)
     trigger = begin(make(workflow, ssh_conn_id=ssh_conn_id, deferrable=True), Tries())
@@ -239,7 +239,8 @@ def test_each_line_is_logged_once_though_a_triggerer_takes_over(
         await asyncio.to_thread(
             wait_until, lambda: f"executor: executing workflow run {run}" in logged(), 60, "its output"
         )
-        await asyncio.sleep(1)  # until that is kept; a second of lines may come twice
+        kept = folder.glob  # how much of the output is in the log
+        await asyncio.to_thread(wait_until, lambda: list(kept("runs/*/logged")), 60, "that to be kept")
         first.cancel()
         workflow.release()
         return await fire(trigger)
@@ -309,3 +310,33 @@ def test_what_was_over_before_the_trigger_began_is_told_all_the_same(
     event = asyncio.run(fire(trigger))
     assert event["workflow_run_status"] == "D"
     assert "2 of 2 tasks done, 0 failed" in logged()
+
+
+def test_a_submit_host_that_is_never_reached_has_the_hand_off_limit(
+    sandbox: JobmonSandbox, make: Make, host: SubmitHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_jobmon_provider.operators._watcher._START_PATIENCE", 1.0)
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AIRFLOW_CONN_SUBMIT_HOST", json.dumps({**host.connection, "port": port}))
+    workflow = failed(sandbox)
+    away = make(workflow, ssh_conn_id="submit_host", deferrable=True, handoff_timeout=6)
+    event = asyncio.run(fire(begin(away, Tries())))
+    assert (event["status"], event["workflow_run_status"]) == ("timeout", "A")
+    assert "(handoff_timeout)" in event["message"]
+
+
+@everywhere
+def test_a_retry_that_finds_no_job_of_ours_watches_the_run_as_ever(
+    sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any]
+) -> None:
+    """Its folder was removed, say, or an older version of this provider has started the executor."""
+    workflow = failed(sandbox)
+    tries = Tries()
+    elsewhere = CreateWorkflowRunOperator(task_id="run", workflow_id=workflow.workflow_id, deferrable=True)
+    begin(elsewhere, tries)
+    run = last_run(sandbox, workflow.workflow_id)[0]
+    for status in "BIOR":
+        sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": status})
+    trigger: Any = begin(make(workflow, **{**place, "deferrable": True}), tries)
+    assert (trigger.workflow_run_id, trigger.executor) == (run, None)
+    assert not list(folder.glob("runs/*"))
