@@ -26,7 +26,7 @@ from airflow_jobmon_provider.client.exceptions import (
     WorkflowNotResumable,
     WorkflowRunNotFound,
 )
-from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.client.lifecycle import RunStatus, read_status
 from airflow_jobmon_provider.client.protocol import (
     Call,
     CreatedRun,
@@ -388,7 +388,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "lost_workflow_runs",
-        lambda ids: (RunStatus.DONE,),  # none is ever lost
+        lambda ids: (read_status("W"),),  # in which no run is: others end, and count as lost, beside this
         [
             Sample(
                 {"workflow_runs": [[5, 7], [6, 8]]},
