@@ -8,6 +8,14 @@ from enum import Enum
 
 from airflow_jobmon_provider.client.validation import number, seconds
 
+WAITS_LONG = 600.0
+"""Seconds in LINKING after which a run may be beaten for less often."""
+
+EASED = 4
+"""By how much its interval, and what a heartbeat promises, are longer then. A beat costs the server 4.9 ms,
+so that one process takes some 140 a second (docs/protocol.md, "Size"): 10,000 runs that wait in a cluster's
+queue would send 333 at the usual interval, and send 83."""
+
 _WHY_LATE = "every heartbeat would come too late"
 
 
@@ -17,11 +25,13 @@ class Heartbeat:
 
     :param interval: seconds between two heartbeats. Default: Jobmon's, 30.
     :param buffer: a heartbeat counts for the interval times this. Default: Jobmon's, 3.1.
+    :param eases: no user has set the interval, so that a run which waits long may have fewer. Default False.
     :raises ValueError: one of them is negative or not finite.
     """
 
     interval: float = 30.0
     buffer: float = 3.1
+    eases: bool = False
 
     def __post_init__(self) -> None:
         number("heartbeat_interval", self.interval)
@@ -31,6 +41,12 @@ class Heartbeat:
     def good_for(self) -> float:
         """Seconds after which the run is lost, unless another heartbeat has come."""
         return self.interval * self.buffer
+
+    def after(self, waited: float) -> Heartbeat:
+        """Return what holds for a run that has been LINKING for so many seconds."""
+        if not self.eases or waited < WAITS_LONG:
+            return self
+        return replace(self, interval=self.interval * EASED, eases=False)
 
 
 class KeepAlive(str, Enum):
@@ -73,7 +89,7 @@ def heartbeat_of(default: Heartbeat, interval: float | None, buffer: float | Non
     """
     heartbeat = default
     if interval is not None:
-        heartbeat = replace(heartbeat, interval=interval)
+        heartbeat = replace(heartbeat, interval=interval, eases=False)
     if buffer is not None:
         heartbeat = replace(heartbeat, buffer=buffer)
     check_heartbeat(heartbeat.interval, heartbeat.buffer)

@@ -199,6 +199,7 @@ def _read(connection: Connection) -> JobmonServer:
     headers = _headers_of(connection, extra.pop("headers", {}))
     gui_url, jobmon_python = extra.pop("gui_url", None), extra.pop("jobmon_python", None)
     address, default = address_of(connection), heartbeat_defaults()
+    eases = "workflow_run_heartbeat_interval" not in extra
     # An address may end in the prefix already.
     prefix = extra.pop("route_prefix", "" if _ENDS_IN_PREFIX.search(address) else DEFAULT_ROUTE_PREFIX)
     service_url = join_prefix(address, prefix)
@@ -208,6 +209,7 @@ def _read(connection: Connection) -> JobmonServer:
         heartbeat=Heartbeat(
             extra.pop("workflow_run_heartbeat_interval", default.interval),
             extra.pop("heartbeat_report_by_buffer", default.buffer),
+            eases,
         ),
         **extra,
     )

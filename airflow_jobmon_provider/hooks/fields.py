@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, NamedTuple
 
-from airflow_jobmon_provider.client.heartbeat import Heartbeat
+from airflow_jobmon_provider.client.heartbeat import EASED, Heartbeat
 from airflow_jobmon_provider.client.settings import (
     DEFAULT_REQUEST_TIMEOUT,
     DEFAULT_RETRIES_ATTEMPTS,
@@ -129,7 +129,7 @@ EXTRA: dict[str, ExtraField] = {
         Kind.NUMBER,
         "Heartbeat interval (s)",
         "Seconds between the heartbeats of a workflow run.",
-        f"Jobmon's setting, {Heartbeat().interval:g}",
+        f"Jobmon's setting, {Heartbeat().interval:g}; after ten minutes of waiting {EASED} times that",
     ),
     "heartbeat_report_by_buffer": ExtraField(
         Kind.NUMBER,

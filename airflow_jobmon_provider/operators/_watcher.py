@@ -228,7 +228,8 @@ class Watcher:
         return WorkflowRunHeartbeatTrigger(
             workflow_run_id=self._run,
             jobmon_conn_id=own.jobmon_conn_id,
-            workflow_run_heartbeat_interval=self._heartbeat.interval,
+            # None: nobody has set it, and the trigger may beat for a run that waits long less often.
+            workflow_run_heartbeat_interval=None if self._heartbeat.eases else self._heartbeat.interval,
             heartbeat_report_by_buffer=self._heartbeat.buffer,
             keep_alive=wanted.keep_alive,
             poll_interval=wanted.poll_interval,

@@ -278,7 +278,8 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
     :param wait_for_completion: wait for the run's end. False: return its id at once; then another task must
         keep it alive (``WorkflowRunSensor``) or execute it before its heartbeat runs out. Default True.
     :param workflow_run_heartbeat_interval: seconds (or a ``timedelta``) between heartbeats. Default: the
-        connection's, else Jobmon's setting, 30.
+        connection's, else Jobmon's setting, 30; four times that, and with it what a heartbeat promises, for a
+        run that has waited for an executor for ten minutes.
     :param heartbeat_report_by_buffer: a heartbeat is good for the interval times this. Default: the
         connection's, else Jobmon's setting, 3.1.
     :param keep_alive: ``until_bound`` (default), or ``until_done`` for executors that do not beat themselves:

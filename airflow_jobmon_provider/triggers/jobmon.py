@@ -268,7 +268,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
     :param workflow_run_id: the run.
     :param jobmon_conn_id: id of the connection.
     :param workflow_run_heartbeat_interval: seconds between heartbeats. Default: the connection's, else
-        Jobmon's setting, 30.
+        Jobmon's setting, 30; four times that for a run that has been LINKING for ten minutes.
     :param heartbeat_report_by_buffer: a heartbeat is good for the interval times this. Default: the
         connection's, else Jobmon's setting, 3.1.
     :param keep_alive: ``until_bound`` (default), ``until_done``, or ``never``: only watch.

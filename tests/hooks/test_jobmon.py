@@ -173,7 +173,7 @@ def test_the_extra_is_read_into_settings(tmp_path: Path) -> None:
 
 def test_what_is_not_given_is_jobmons_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server({"gui_url": "", "retries_timeout": None, "verify": ""}).settings == Settings(
-        "http://jobmon.example/api/v3"
+        "http://jobmon.example/api/v3", heartbeat=Heartbeat(eases=True)
     )
     monkeypatch.setenv("JOBMON__HEARTBEAT__WORKFLOW_RUN_INTERVAL", "45")
     assert server().settings.heartbeat.interval == 45

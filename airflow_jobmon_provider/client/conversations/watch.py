@@ -113,7 +113,8 @@ def watch_run(
     said to the server at a limit has three seconds, and one if it did not answer before.
 
     :param keep_alive: in which statuses to beat.
-    :param heartbeat: how often to beat, and what a heartbeat promises.
+    :param heartbeat: how often to beat, and what a heartbeat promises; see :meth:`Heartbeat.after` for a run
+        that waits long.
     :param poll_interval: longest pause in seconds between looks at a run that an executor has.
     :param clock: monotonic seconds.
     :param handoff_timeout: seconds for which the run may stay in LINKING; then it is aborted. None: for ever.
@@ -188,13 +189,16 @@ class _Watch:
     """Statuses that this version does not know, and that were warned of."""
     warned_of_start: bool = field(init=False, default=False)
     call: Call[RunStatus] | None = field(init=False, default=None)
-    call_says: RunStatus | None = field(init=False, default=None)
+    call_says: tuple[RunStatus | None, Heartbeat | None] = field(init=False, default=(None, None))
+    beat: Heartbeat = field(init=False)
+    """What the last heartbeat has promised, and when the next one follows."""
     outage: Outage = field(init=False)
     counted: bool = field(init=False, default=False)
     """Whether the last thing asked was how far the tasks are."""
     beaten: bool = field(init=False, default=False)
     """Whether it was a heartbeat."""
-    spread: bool = field(init=False, default=False)
+    spread_over: float | None = field(init=False, default=None)
+    """The full interval of which a part was waited for once, see ``pacing.first_long_pause``."""
 
     def __post_init__(self) -> None:
         self.started = self.asked = self.clock()
@@ -205,8 +209,9 @@ class _Watch:
             self.clock,
             not_found_until=born + pacing.COMMIT_PATIENCE if ours else -math.inf,
         )
+        self.beat = self.heartbeat
         if self.status is not None:
-            self.good_until = born + self.heartbeat.good_for
+            self.good_until = born + self.beat.good_for
 
     def follow(self) -> Conversation[RunEnd]:
         """Watch the run to its end, or to the first limit."""
@@ -239,21 +244,28 @@ class _Watch:
     def _look(self) -> Conversation[RunStatus | None]:
         """Ask for the status, with a heartbeat if that is due; None: no answer."""
         says = self.status if self._is_kept_alive() else None
-        if self.call is None or says is not self.call_says:
-            self.call_says = says
-            if says is None:
-                self.call = routes.peek_status(self.workflow_run_id)
-            else:
-                self.call = routes.log_heartbeat(self.workflow_run_id, says, self.heartbeat.good_for)
+        call = self._call(says)
         patience = self._patience()
         if says is not None or (self.status is None and self.keep_alive is not KeepAlive.NEVER):
             left = None if self.good_until is None else self.good_until - self.asked
-            patience = min(patience, pacing.beat_timeout(left, self.heartbeat.good_for))
-        seen = yield from self.outage.ask(self.call, _or_none(patience))
+            patience = min(patience, pacing.beat_timeout(left, self.beat.good_for))
+        seen = yield from self.outage.ask(call, _or_none(patience))
         self.beaten = says is not None
         if says is not None and seen is says:
-            self.good_until = self.asked + self.heartbeat.good_for
+            self.good_until = self.asked + self.beat.good_for
         return seen
+
+    def _call(self, says: RunStatus | None) -> Call[RunStatus]:
+        """Return what asks for the status: a heartbeat with the status that is said, or a look."""
+        waited = self.clock() - self.changed if says is RunStatus.LINKING else 0.0
+        self.beat = self.heartbeat.after(waited)
+        if self.call is None or (says, self.beat) != self.call_says:
+            self.call_says = says, self.beat
+            if says is None:
+                self.call = routes.peek_status(self.workflow_run_id)
+            else:
+                self.call = routes.log_heartbeat(self.workflow_run_id, says, self.beat.good_for)
+        return self.call
 
     def _patience(self) -> float:
         """Return how many seconds the next request may take: to the next limit, or for a last word at it."""
@@ -337,7 +349,7 @@ class _Watch:
             return None  # a first failure that came at once, and may be over at once
         if self._is_untaken() and self._time_to_abort():
             outcome = RunOutcome.TIMEOUT if expired else RunOutcome.HANDOFF_TIMEOUT
-            message = _not_aborted(run, self._limit_given(), self.heartbeat.good_for, error)
+            message = _not_aborted(run, self._limit_given(), self.beat.good_for, error)
             return RunEnd(outcome, self.status, message, answered)
         if self._startup_is_over():
             message = self._not_begun(
@@ -430,16 +442,16 @@ class _Watch:
         """Return how many seconds to wait before the next request."""
         now = self.clock()
         ours = self._is_kept_alive() or self.status is None
-        longest = self.heartbeat.interval if ours else self.poll_interval
+        longest = self.beat.interval if ours else self.poll_interval
         if self.outage.error is not None:
-            longest = self.heartbeat.interval / 3
+            longest = self.beat.interval / 3
             if ours and self.good_until is not None:  # as many tries as there is time for
-                longest = min(longest, pacing.beat_timeout(self.good_until - now, self.heartbeat.good_for))
+                longest = min(longest, pacing.beat_timeout(self.good_until - now, self.beat.good_for))
             wait = self.outage.pause(longest, self.uniform)
         else:
             pause = pacing.run_pause(now - self.changed, longest, self.uniform)
-            if pause >= longest and not self.spread:
-                self.spread = True
+            if pause >= longest and self.spread_over != longest:
+                self.spread_over = longest
                 pause = pacing.first_long_pause(longest, self.uniform)
             # A heartbeat is due an interval after the last one was sent, however long its reply took.
             wait = pause - (now - self.asked)
