@@ -18,7 +18,7 @@ from airflow_jobmon_provider.client.redaction import excerpt
 from airflow_jobmon_provider.execution.watching import EXECUTOR_GRACE
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.task.limits import ON_KILL_TIMEOUT, remaining
-from airflow_jobmon_provider.task.state import is_ended, state_of, within
+from airflow_jobmon_provider.task.state import SUCCESS, is_ended, state_of, within
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -181,14 +181,18 @@ class Attempt:
         state = state_of(self._ti)
         self._log.info("This process is told to end; the task's state in Airflow is: %s", state)
         if not is_ended(state):
-            self._log.warning(
-                "No user has ended the task, as far as Airflow tells, so workflow run %d is let go: a retry"
-                " goes on with it. A run that no executor has taken is lost when its heartbeat runs out",
-                own.workflow_run_id,
-            )
+            if state == SUCCESS:
+                why = "A user has marked the task as success, so workflow run %d is left alone"
+            else:
+                why = (
+                    "No user has ended the task, as far as Airflow tells, so workflow run %d is let go: a"
+                    " retry goes on with it"
+                )
+            lost = ". A run that no executor has taken is lost when its heartbeat runs out"
+            self._log.warning(why + lost, own.workflow_run_id)
             if self.execution is not None:
                 self.execution.let_go()
-            return False
+            return state == SUCCESS
         if state == "restarting" and self.memory is not None:
             within(_MEMORY_TIMEOUT, self.memory.remember_clear)
         self._cancel(own)

@@ -25,9 +25,11 @@ NO_STATUS = "no status"
 """A user has cleared a task that was deferred; or a scheduler has lost the executor of one that runs."""
 GONE = "gone"
 """The task instance does not exist any more, such as after its DAG run was deleted."""
+SUCCESS = "success"
+"""A user has marked the task, which says that its work counts as done: its run is left alone."""
 
 # "no status" is not among them: a scheduler gives it to a running task, too, whose executor it has lost.
-_ENDED = frozenset({"success", "failed", "skipped", "removed", "upstream_failed", "restarting", GONE})
+_ENDED = frozenset({"failed", "skipped", "removed", "upstream_failed", "restarting", GONE})
 
 
 def state_of(ti: Any, timeout: float = ANSWER_TIMEOUT) -> str:
@@ -42,7 +44,7 @@ def state_of(ti: Any, timeout: float = ANSWER_TIMEOUT) -> str:
 
 
 def is_ended(state: str) -> bool:
-    """Whether a user has ended the task, or it is over: no retry of it goes on with its run."""
+    """Whether a user has ended the task, or it is over: no retry goes on with its run, which is stopped."""
     return state in _ENDED
 
 

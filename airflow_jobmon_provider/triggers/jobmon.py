@@ -30,7 +30,7 @@ from airflow_jobmon_provider.client.heartbeat import KeepAlive, check_heartbeat,
 from airflow_jobmon_provider.client.validation import one_of, positive_id, seconds
 from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, ON_KILL_TIMEOUT, remaining
-from airflow_jobmon_provider.task.state import is_ended_while_deferred, state_while_deferred
+from airflow_jobmon_provider.task.state import SUCCESS, is_ended_while_deferred, state_while_deferred
 
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.async_requester import AsyncRequester
@@ -448,11 +448,14 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         end = time.monotonic() + _KILL_TIME
         state = await state_while_deferred(self.task_instance, _KILL_ASKING)
         if not is_ended_while_deferred(state):
+            whose = (
+                "alone" if state == SUCCESS else "to the triggerer, or the next try, that has the task now"
+            )
             self.log.warning(
-                "Airflow ends this trigger, and the task's state is: %s. Workflow run %d is left to the"
-                " triggerer, or the next try, that has the task now",
+                "Airflow ends this trigger, and the task's state is: %s. Workflow run %d is left %s",
                 state,
                 self.workflow_run_id,
+                whose,
             )
             return
 

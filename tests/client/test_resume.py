@@ -242,6 +242,29 @@ def test_a_run_that_came_after_the_one_that_ended_is_left_alone() -> None:
     assert "set_resume" not in server.asked
 
 
+def replies(*resumable: bool) -> list[dict[str, Any]]:
+    return [{"workflow_is_resumable": yes, "pending_kill_self": 0} for yes in resumable]
+
+
+@pytest.mark.parametrize("signal", [SIGNAL, None])
+def test_an_executor_that_begins_between_two_questions_is_waited_for(signal: Call[None] | None) -> None:
+    """It is INSTANTIATED at the first, which Jobmon calls resumable, and RUNNING at the second."""
+    running, ended = [{"wf_status": "R", "wf_name": "w"}], [{"wf_status": "F", "wf_name": "w"}]
+    server = Server((), {"is_resumable": replies(True, False, True), "details": [running, ended]})
+    server.answers["set_resume"] = {}
+    assert wait(server, signal=signal).status == "F"
+    signals = [] if signal is None else ["set_resume"]
+    assert server.asked == [
+        *("is_resumable", "details", "is_resumable", *signals),
+        *("is_resumable", "details"),
+    ]
+
+
+def test_a_run_that_was_ended_by_hand_may_have_left_its_workflow_running() -> None:
+    server = Server(((0, "R", True),))
+    assert wait(server).status == "R"
+
+
 def test_a_dead_executor_before_it_began() -> None:
     server = Server(((0, "O", True),))
     with pytest.raises(ResumeTimeout) as caught:

@@ -45,7 +45,8 @@ FAR = st.integers(0, 3)
 MEANWHILE = st.sampled_from(["", "sibling", "sibling", "clear", "connection", "token"])
 TOLD_TO_STOP = frozenset("CT")
 WAITING = (None, "scheduled", "up_for_retry")  # states in which the scheduler may start a try
-ENDED = ("failed", "success", "restarting")  # those that say of a task on a worker that a user has ended it
+ENDED = ("failed", "restarting")  # those that say of a task on a worker that a user has ended it
+LEFT_ALONE = (None, "running", "success")  # those after which a task that is told to end stops no run
 OPTIONS = st.fixed_dictionaries(
     {
         "deferrable": st.booleans(),
@@ -61,6 +62,7 @@ SITUATIONS_OF_A_TASK = (
     "the run of a cleared task was stopped",
     "tasks were reset, once the run of a cleared task had ended",
     "a drained worker let its run go",
+    "a task that a user marked as success let its run go",
     "a user ended the task on its worker, and the run was stopped",
     "a user ended the task on its worker, and the run was left to its executor",
     "a user ended a retry that looked at its run, and the run was stopped",
@@ -184,7 +186,7 @@ class TaskMachine(Interleavings):
         """Whether a user has ended or cleared the task, or the run was stopped and some task was cleared."""
         stopped = talk.run in rows and rows[talk.run].status in TOLD_TO_STOP
         by_a_clear = stopped and self.memory.clear_number > self.memo["clear_number"]
-        ended = self.attempts[talk].told_to_end not in (None, "running")
+        ended = self.attempts[talk].told_to_end not in LEFT_ALONE
         return ended or by_a_clear or talk.run in self.evidence
 
     # --- Processes ------------------------------------------------------------------------------------------
@@ -335,7 +337,7 @@ class TaskMachine(Interleavings):
             self.check_stopped(talk, attempt, row, "a user ended a deferred task")
 
     def late_kill_returned(self, talk: Talk, outcome: Outcome) -> None:
-        """It cannot know who has ended the trigger, so it asked the server nothing."""
+        """The task counts as done, or a user may not have ended it: it asked the server nothing."""
         self.attempts.pop(talk)
         if outcome.error is not None:
             raise outcome.error
@@ -375,7 +377,8 @@ class TaskMachine(Interleavings):
     @rule(state=st.sampled_from(["failed", "success"]), tells=st.booleans())
     @only_if(lambda self: self.state in ("running", "deferred"))
     def the_user_marks_the_task(self, state: str, tells: bool) -> None:
-        self.take_note_of_the_user()
+        if state == "failed":
+            self.take_note_of_the_user()
         if self.state == "running":
             self.state = state
             self.tell_to_end()
@@ -421,7 +424,8 @@ class TaskMachine(Interleavings):
             assert self.deferred is not None
             trigger: Any = stored(self.deferred.trigger)
             trigger.task_instance = ApiTaskInstance(in_airflow={-1: self.state})
-            kind = "late_kill" if state in WAITING and state is not None else "kill"
+            leaves = state == "success" or (state in WAITING and state is not None)
+            kind = "late_kill" if leaves else "kill"
             self.start(kind, lambda: asyncio.run(trigger.on_kill()), None, talk.run)
 
     @rule(status=st.sampled_from(["", "BIOR", "BIORD"]))
@@ -543,7 +547,7 @@ class TaskMachine(Interleavings):
             talk.all_told = {talk.told}
             self.created_at[run] = self.now
             self.homes[run] = attempt.gate
-            if attempt.told_to_end not in (None, "running"):
+            if attempt.told_to_end not in LEFT_ALONE:
                 self.evidence.add(run)
             self.ours.append(run)
             self.kept.add(run)
@@ -569,6 +573,8 @@ class TaskMachine(Interleavings):
         if attempt.heard not in ENDED:  # a user who clears the task meanwhile is heeded by the next try
             if attempt.told_to_end == "running" and row.status in LIVE:
                 self.saw("a drained worker let its run go")
+            if attempt.told_to_end == "success" and row.status in LIVE:
+                self.saw("a task that a user marked as success let its run go")
         elif self.is_at_home(talk, attempt):
             ours = attempt.operator._attempt if attempt.operator is not None else None
             looked_only = attempt.operator is not None and (ours is None or ours.own is None)

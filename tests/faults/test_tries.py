@@ -133,6 +133,17 @@ def script_ended_on_its_worker(machine: TaskMachine) -> None:
     assert machine.world.seen["a user ended the task on its worker, and the run was stopped"]
 
 
+def script_marked_as_success(machine: TaskMachine) -> None:
+    run = to_status(machine, 3)
+    machine.time_passes_and_all_are_punctual(10, reaper=False)
+    machine.the_user_marks_the_task("success", True)
+    machine.time_passes_and_all_are_punctual(10, reaper=False)
+    assert machine.read()[run].status == "R"
+    machine.an_executor_ends_the_run("D")
+    machine.time_passes_and_all_are_punctual(120, reaper=False)
+    assert machine.read()[run].status == "D"
+
+
 def script_ended_amid_the_look(machine: TaskMachine) -> None:
     to_status(machine, 3)
     dies_on_its_worker(machine)
@@ -205,6 +216,7 @@ SCRIPTS = (
     script_cleared,
     script_drained,
     script_ended_on_its_worker,
+    script_marked_as_success,
     script_ended_amid_the_look,
     script_ended_while_deferred,
     script_told_late,

@@ -34,7 +34,7 @@ def trigger(sandbox: JobmonSandbox, status: str) -> tuple[int, WorkflowRunHeartb
     )
 
 
-@pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", "restarting", None])
+@pytest.mark.parametrize("state", ["failed", "skipped", "removed", "restarting", None])
 @pytest.mark.parametrize(("status", "left"), [("L", "A"), ("R", "C")])
 async def test_a_run_is_given_up_where_the_user_has_ended_the_task(
     sandbox: JobmonSandbox, state: str | None, status: str, left: str
@@ -44,9 +44,9 @@ async def test_a_run_is_given_up_where_the_user_has_ended_the_task(
     assert sandbox.run_status(run) == left
 
 
-@pytest.mark.parametrize("state", ["deferred", "scheduled", "queued", "running", "up_for_retry"])
+@pytest.mark.parametrize("state", ["deferred", "scheduled", "queued", "running", "up_for_retry", "success"])
 @pytest.mark.parametrize("status", ["L", "R"])
-async def test_a_run_goes_on_where_another_triggerer_or_try_has_the_task(
+async def test_a_run_goes_on_where_another_has_the_task_or_it_counts_as_done(
     sandbox: JobmonSandbox, state: str, status: str, logged: Callable[[], str]
 ) -> None:
     run, ours = trigger(sandbox, status)

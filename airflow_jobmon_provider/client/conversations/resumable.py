@@ -132,7 +132,7 @@ class _Looks:
         self._just_cleaned = False
         resumable = step is ResumeStep.RESUMABLE
         if (self._at_rest and resumable) or self._signal is not None:
-            resumable = (yield from self._look_closer(resumable)) and resumable
+            resumable = yield from self._look_closer(resumable)
         self._answered = self._answered or self.outage.error is None
         return ResumeStep.RESUMABLE if resumable else ResumeStep.WAIT
 
@@ -146,7 +146,10 @@ class _Looks:
         return ResumeStep.CLEAN_UP
 
     def _look_closer(self, resumable: bool) -> Conversation[bool]:
-        """Return whether no executor is about to begin; signal again where a run has missed the signal."""
+        """Return whether it is at rest; send the signal again where its run may have missed it.
+
+        :param resumable: what the server has just said.
+        """
         details = yield from self.outage.ask(routes.workflow_details(self.workflow_id))
         if self.outage.error is not None:
             return False
@@ -157,14 +160,22 @@ class _Looks:
                 logging.INFO, f"workflow {self.workflow_id}: {_STARTING}; waiting until it can be told"
             )
         self._starting = status in pacing.STARTING
+        if resumable and status == WorkflowStatus.RUNNING:  # the executor may have begun between the two
+            again = yield from self.outage.ask(routes.is_resumable(self.workflow_id))
+            resumable = again is not None and again.resumable
         if self._signal is not None and (self._starting or not resumable):
-            if status == WorkflowStatus.RUNNING or pacing.misses_signals(status):
-                yield from self.outage.ask(self._signal)
-                if status == WorkflowStatus.RUNNING and self.outage.error is None:
-                    self._signal = None  # that status takes it
-            else:
-                self._signal = None  # the run has ended: one that comes now is another's
-        return not self._starting
+            yield from self._signal_again(status)
+        return resumable and not self._starting
+
+    def _signal_again(self, status: str | None) -> Conversation[None]:
+        """Tell the run to stop until it is in a status that takes the signal."""
+        if status == WorkflowStatus.RUNNING or pacing.misses_signals(status):
+            assert self._signal is not None
+            yield from self.outage.ask(self._signal)
+            if status == WorkflowStatus.RUNNING and self.outage.error is None:
+                self._signal = None  # that status takes it
+        else:
+            self._signal = None  # the run has ended: one that comes now is another's
 
     def problem(self, elapsed: float) -> JobmonError:
         """Return why the wait is over without a yes."""
