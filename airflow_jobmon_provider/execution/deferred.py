@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Watch: TypeAlias = Callable[[KeepAlive, RunStatus | None, Queue | None], Conversation[RunEnd]]
 
 STOP_PATIENCE = 180  # seconds: the executor hears of a signal by its next heartbeat, and its tasks by theirs
+KILL_PATIENCE = 60  # seconds that it has then to end by itself
 
 
 def kept(placement: Placement, job: Job | None) -> dict[str, Any]:
@@ -101,9 +102,10 @@ class DeferredExecutor:
         return end
 
     async def end(self, status: RunStatus | None, spec: JobSpec) -> None:
-        """End it, after its run was given up because a user has ended the task.
+        """End it, after its run was given up: a user has ended the task, or its time is over.
 
-        :param status: what the run is now. One that was told to stop has time for that; then it is ended.
+        :param status: what the run is now. One that was told to stop has time for that; then the job is
+            ended, and killed a minute later, whatever becomes of the triggerer.
         :param spec: what was to be started.
         :raises HostNotReached, HostRefused: it could not be ended.
         """
@@ -112,6 +114,7 @@ class DeferredExecutor:
             if job is None:
                 found: Job = await host.run(spec.attach())
                 job = found
-            ending = self.placement.launcher.end(job, kill=False)
-            over = status is not None and status.is_terminal
-            await host.run(ending if over else later(ending, STOP_PATIENCE))
+            patience = 0 if status is not None and status.is_terminal else STOP_PATIENCE
+            end, kill = (self.placement.launcher.end(job, kill=kill) for kill in (False, True))
+            await host.run(later(end, patience) if patience else end)
+            await host.run(later(kill, patience + KILL_PATIENCE))

@@ -82,7 +82,7 @@ def watch_executor(
     others = executor.exit_code == Exit.NOT_TAKEN  # then how our executor ended says nothing of the run
     if end.outcome is not RunOutcome.DONE and not others and executor.problem is not None:
         end = replace(end, message=f"{executor.problem}. {end.message}")
-    return end
+    return replace(end, exit_code=executor.exit_code)
 
 
 def _end_after(

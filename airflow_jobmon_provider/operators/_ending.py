@@ -96,8 +96,7 @@ class Ending:
         """Return why the task fails, with what the server tells of the tasks that failed."""
         workflow_id = self._own.workflow_id
         if event.workflow_run_status == RunStatus.ABORTED:  # the tasks had no part in it: create another run
-            executor = self._attempt.execution
-            useless = executor is not None and executor.exit_code in _RETRY_IS_USELESS
+            useless = event.exit_code in _RETRY_IS_USELESS
             return (AirflowFailException if useless else AirflowException)(event.message)
         kind = AirflowException if self._resume_on_retry else AirflowFailException
         if workflow_id is None or event.workflow_run_status is None:

@@ -415,18 +415,19 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
         """Wait for the run's end, here or in the triggerer."""
         from airflow_jobmon_provider.client.conversations import ended
 
-        if status.is_terminal:  # don't defer a run that has already ended
+        over = status.is_terminal
+        if over and (starter is None or not starter.is_job):
             return ended(own.workflow_run_id, status)
         executor = None
         with attempt.waiting():
             if starter is not None:
                 attempt.execution = starter.start(own, status)
             if starter is not None and attempt.execution is not None:
-                if self.deferrable:
+                if self.deferrable and not over:
                     executor = watcher.defer_execution(attempt.execution, starter.placement)
                 if executor is None:
                     return watcher.wait_for(attempt.execution, status)
-            elif not self.deferrable:
+            elif over or not self.deferrable:
                 return watcher.wait(status)
             trigger = watcher.trigger(executor)
         return self.defer(trigger=trigger, kwargs={"own": asdict(own)}, method_name="come_back")

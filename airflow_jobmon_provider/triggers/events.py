@@ -81,10 +81,12 @@ class RunEvent(Event):
     :param server: address of its server; None: not known.
     :param workflow_run_id: the run.
     :param workflow_run_status: Jobmon's code of the status in which it was seen last; None: not known.
+    :param exit_code: of the task's own executor; None: it has none, or it is not known.
     """
 
     workflow_run_id: int | None = None
     workflow_run_status: str | None = None
+    exit_code: int | None = None
 
     @classmethod
     def of(cls, end: RunEnd, workflow_run_id: int, workflow_id: int | None) -> RunEvent:
@@ -95,6 +97,7 @@ class RunEvent(Event):
             workflow_id,
             workflow_run_id=workflow_run_id,
             workflow_run_status=end.status.value if end.status else None,
+            exit_code=end.exit_code,
         )
 
     @property

@@ -355,7 +355,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         )
 
     async def _wait(self, requester: AsyncRequester) -> Event:
-        from airflow_jobmon_provider.client.conversations import give_up_overdue_run
+        from airflow_jobmon_provider.client.conversations import RunOutcome, give_up_overdue_run
         from airflow_jobmon_provider.triggers.events import RunEvent
 
         keep_alive = KeepAlive(self.keep_alive)
@@ -382,6 +382,8 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             clock=time.monotonic,
         )
         end = await requester.converse(stopping, log=self.logger())
+        if end.outcome is RunOutcome.TIMEOUT:
+            await self._end_executor(requester, end.status)
         return RunEvent.of(end, self.workflow_run_id, self.workflow_id)
 
     def _heartbeat(self, requester: AsyncRequester) -> Heartbeat:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,14 @@ def test_what_cannot_begin_aborts_the_run_and_says_why_first(
 
 
 @everywhere
+def test_a_cluster_that_jobmon_does_not_know_makes_no_retry(
+    sandbox: JobmonSandbox, make: Make, place: dict[str, Any]
+) -> None:
+    with pytest.raises(AirflowFailException, match="cluster 'nowhere' is unknown to Jobmon"):
+        run_task(make(failed(sandbox), cluster_name="nowhere", **place))
+
+
+@everywhere
 def test_a_python_that_is_not_there(
     sandbox: JobmonSandbox, make: Make, place: dict[str, Any], logged: Callable[[], str]
 ) -> None:
@@ -249,6 +258,44 @@ def test_each_line_is_logged_once_though_a_triggerer_takes_over(
     assert (event["status"], event["workflow_run_status"]) == ("success", "D")
     for line in (f"executor: executing workflow run {run}", "2 of 2 tasks done, 0 failed"):
         assert logged().count(line) == 1
+
+
+@everywhere
+def test_a_retry_of_a_run_that_has_ended_tells_the_rest_and_leaves_nothing_behind(
+    sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any], logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox)
+    workflow.release()
+    tries = Tries()
+    begin(make(workflow, **{**place, "deferrable": True}), tries)  # its worker and its triggerer die then
+    run = last_run(sandbox, workflow.workflow_id)[0]
+    wait_until(lambda: sandbox.run_status(run) == "D", 60, "the run to be DONE")
+    assert make(workflow, **place).execute(tries.next()) == run
+    assert logged().count("2 of 2 tasks done, 0 failed") == 1
+    assert list((folder / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
+def test_a_job_whose_task_timed_out_is_ended_unless_it_ends_by_itself(
+    sandbox: JobmonSandbox,
+    make: Make,
+    folder: Path,
+    ssh_conn_id: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its run is told to stop, of which a hung executor takes no notice."""
+    for patience in ("STOP_PATIENCE", "KILL_PATIENCE"):
+        monkeypatch.setattr(f"airflow_jobmon_provider.execution.deferred.{patience}", 1)
+    workflow = failed(sandbox, waits=True)
+    trigger: Any = begin(make(workflow, ssh_conn_id=ssh_conn_id, deferrable=True), Tries())
+    run = last_run(sandbox, workflow.workflow_id)[0]
+    wait_until(lambda: sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
+    (handle,) = folder.glob("runs/*/handle")
+    pid = int(handle.read_text().split()[0])
+    os.killpg(pid, signal.SIGSTOP)
+    trigger.deadline = time.time() + 3
+    assert asyncio.run(fire(trigger))["status"] == "timeout"
+    wait_until(lambda: not group_members(pid), 30, "the job to be killed")
 
 
 @everywhere

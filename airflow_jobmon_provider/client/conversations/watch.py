@@ -78,12 +78,14 @@ class RunEnd:
     :param status: status the server last reported; None: it never answered.
     :param message: one line for the user.
     :param answered: whether the server answered the last request.
+    :param exit_code: of the executor of ours; None: there was none, or it is not known.
     """
 
     outcome: RunOutcome
     status: RunStatus | None
     message: str
     answered: bool = True
+    exit_code: int | None = None
 
 
 def watch_run(
