@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow_jobmon_provider.client.cancellation import wait_for
-from airflow_jobmon_provider.client.conversations import Log
-from airflow_jobmon_provider.client.redaction import Secrets
 from airflow_jobmon_provider.execution import files
 from airflow_jobmon_provider.execution.async_hosts import AsyncHost
 from airflow_jobmon_provider.execution.command import Command, HostNotReached, HostRefused
 from airflow_jobmon_provider.execution.following import Follower, Following, Logged, Look, Run, Step, Wait
 from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import find_launcher
-from airflow_jobmon_provider.execution.said import Said
 from airflow_jobmon_provider.execution.watching import ExecutorEnded
 
 
@@ -28,34 +24,14 @@ class AsyncExecution:
     :param host: where it runs.
     :param launcher: name of its launcher.
     :param start: the command that starts it, unless that was done before, or that finds it.
-    :param log: the trigger's.
-    :param secrets: what must not be shown of the executor's output.
-    :param handoff_timeout, queue_timeout: see :class:`~airflow_jobmon_provider.execution.following.Follower`.
+    :param follower: learns how it stands.
     """
 
-    def __init__(
-        self,
-        host: AsyncHost,
-        launcher: str,
-        start: Command[Job],
-        log: Log,
-        secrets: Secrets,
-        *,
-        handoff_timeout: float,
-        queue_timeout: float | None = None,
-    ) -> None:
-        self.follower = Follower(
-            host.name,
-            log,
-            Said(log, secrets),
-            time.monotonic,
-            handoff_timeout=handoff_timeout,
-            queue_timeout=queue_timeout,
-        )
+    def __init__(self, host: AsyncHost, launcher: str, start: Command[Job], follower: Follower) -> None:
+        self.follower = follower
         self._host = host
         self._launcher = launcher
         self._start = start
-        self._log = log
         self._ended = asyncio.Event()
         self._told = False
 
@@ -136,4 +112,4 @@ class AsyncExecution:
         try:
             yield
         except (HostNotReached, HostRefused) as error:
-            self._log.log(logging.WARNING, "%s: %s", self._host.name, error)
+            self.follower.log.log(logging.WARNING, "%s: %s", self._host.name, error)

@@ -76,17 +76,10 @@ class DeferredExecutor:
         """
         job = self.placement.job(requester.settings, heartbeat, server, workflow_id, workflow_run_id)
         async with host_of(self.placement.ssh_conn_id) as host:
-            execution = AsyncExecution(
-                host,
-                self.placement.launcher_name,
-                self.placement.launcher.start(job, self.placement.options),
-                self._log,
-                requester.settings.secrets,
-                handoff_timeout=self.placement.handoff_timeout,
-                queue_timeout=self.placement.queue_timeout,
-            )
-            follower = execution.follower
+            follower = self.placement.follower(host.name, self._log, requester.settings.secrets)
             follower.job = self._job
+            start = self.placement.launcher.start(job, self.placement.options)
+            execution = AsyncExecution(host, self.placement.launcher_name, start, follower)
             async with execution.following():
                 watching = watch_executor(
                     workflow_run_id,

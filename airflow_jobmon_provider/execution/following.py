@@ -72,6 +72,7 @@ class Follower:
     :param clock: monotonic seconds.
     :param handoff_timeout: seconds that the executor has to take the run, from when it has begun.
     :param queue_timeout: seconds of the run's life for which it may wait to begin. Default: for ever.
+    :ivar log: the task's.
     :ivar job: the job, once it was started.
     :ivar seen: what the host told last; None: nothing yet.
     :ivar refused: why the job could not be started; None: it could.
@@ -93,7 +94,7 @@ class Follower:
         self.seen: JobSeen | None = None
         self.refused: str | None = None
         self._host = host
-        self._log = log
+        self.log = log
         self._said = said
         self._clock = clock
         self._known = 0
@@ -205,7 +206,7 @@ class Follower:
         """Log where the job stands, when that has changed."""
         if seen.said != self._noted:
             self._noted = seen.said
-            self._log.log(logging.INFO, "%s", seen.said)
+            self.log.log(logging.INFO, "%s", seen.said)
 
     def _note_outage(self, error: Exception) -> float:
         """Log the beginning of an outage, and return how many seconds to wait."""
@@ -213,12 +214,12 @@ class Follower:
         if self._outage_since is None:
             self._outage_since = self._clock()
             line = "%s does not answer, which changes nothing about the run; will keep trying: %s"
-            self._log.log(logging.WARNING, line, self._host, error)
+            self.log.log(logging.WARNING, line, self._host, error)
         return min(2.0**self._failures, _LONGEST_OUTAGE_PAUSE)
 
     def _note_answer(self) -> None:
         """Log the end of an outage."""
         if self._outage_since is not None:
             seconds = self._clock() - self._outage_since
-            self._log.log(logging.INFO, "%s answers again, after %.0f s", self._host, seconds)
+            self.log.log(logging.INFO, "%s answers again, after %.0f s", self._host, seconds)
         self._outage_since, self._failures = None, 0

@@ -5,18 +5,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from typing import Any
 
-from airflow_jobmon_provider.client.conversations import Log
-from airflow_jobmon_provider.client.redaction import Secrets
 from airflow_jobmon_provider.execution import files
 from airflow_jobmon_provider.execution.command import Command, HostNotReached, HostRefused
 from airflow_jobmon_provider.execution.following import Follower, Following, Logged, Look, Run, Wait
 from airflow_jobmon_provider.execution.hosts import Host
 from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import JobSeen, Launcher
-from airflow_jobmon_provider.execution.said import Said
 from airflow_jobmon_provider.execution.watching import ExecutorEnded
 
 _GRACE = 60.0  # seconds that a job which was told to end has before it is killed
@@ -31,34 +27,14 @@ class JobExecution:
     :param host: where it runs.
     :param launcher: how it is started.
     :param start: the launcher's command that starts it, unless that was done before.
-    :param log: the task's.
-    :param secrets: what must not be shown of the executor's output.
-    :param handoff_timeout, queue_timeout: see :class:`~airflow_jobmon_provider.execution.following.Follower`.
+    :param follower: learns how it stands.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        launcher: Launcher,
-        start: Command[Job],
-        log: Log,
-        secrets: Secrets,
-        *,
-        handoff_timeout: float,
-        queue_timeout: float | None = None,
-    ) -> None:
+    def __init__(self, host: Host, launcher: Launcher, start: Command[Job], follower: Follower) -> None:
+        self.follower = follower
         self._host = host
         self._launcher = launcher
         self._start = start
-        self._log = log
-        self.follower = Follower(
-            host.name,
-            log,
-            Said(log, secrets),
-            time.monotonic,
-            handoff_timeout=handoff_timeout,
-            queue_timeout=queue_timeout,
-        )
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wakes = threading.Event()
         self._started = threading.Event()
@@ -182,7 +158,7 @@ class JobExecution:
         try:
             self._host.run(command)
         except (HostNotReached, HostRefused) as error:
-            self._log.log(logging.WARNING, "%s: %s", self._host.name, error)
+            self.follower.log.log(logging.WARNING, "%s: %s", self._host.name, error)
 
 
 class _LetGo(Exception):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_jobmon_provider.client.exceptions import ConfigError
 from airflow_jobmon_provider.execution.environment import find_python, jobmon_settings
+from airflow_jobmon_provider.execution.following import Follower
 from airflow_jobmon_provider.execution.job import REMOTE_DIR, JobSpec
 from airflow_jobmon_provider.execution.launchers import Launcher, find_launcher
+from airflow_jobmon_provider.execution.said import Said
 
 if TYPE_CHECKING:
+    from airflow_jobmon_provider.client.conversations import Log
     from airflow_jobmon_provider.client.heartbeat import Heartbeat
+    from airflow_jobmon_provider.client.redaction import Secrets
     from airflow_jobmon_provider.client.settings import Settings
 
 
@@ -87,6 +92,22 @@ class Placement:
             variables,
             credentials,
             self.remote_dir,
+        )
+
+    def follower(self, host: str, log: Log, secrets: Secrets) -> Follower:
+        """Return what learns how the job stands.
+
+        :param host: what users call its host.
+        :param log: the task's; gets the executor's output.
+        :param secrets: what must not be shown of that: the connection's.
+        """
+        return Follower(
+            host,
+            log,
+            Said(log, secrets),
+            time.monotonic,
+            handoff_timeout=self.handoff_timeout,
+            queue_timeout=self.queue_timeout,
         )
 
     def checked(self) -> Placement:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.hooks.jobmon import JobmonHook
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._retry import EarlierRun, RunMemory
+    from airflow_jobmon_provider.operators._watcher import Starter
 
 
 class Beginning:
@@ -46,9 +47,18 @@ class Beginning:
     :param attempt: the try.
     :param hook: the connection.
     :param memory: what earlier tries have left.
+    :param starter: starts our own executors; None: the run is executed elsewhere.
     """
 
-    def __init__(self, wanted: Wanted, attempt: Attempt, hook: JobmonHook, memory: RunMemory) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        attempt: Attempt,
+        hook: JobmonHook,
+        memory: RunMemory,
+        starter: Starter | None = None,
+    ) -> None:
+        self._starter = starter
         self._wanted = wanted
         self._attempt = attempt
         self._hook = hook
@@ -203,6 +213,8 @@ class Beginning:
                 f" tasks are not reset under its executor: wait for its end, or end it, and clear this task"
                 f" again"
             )
+        if self._starter is not None:
+            self._starter.end(self._own_run(run, 0.0))
 
     # --- Where it does not (before 3.3) ---------------------------------------------------------------------
 

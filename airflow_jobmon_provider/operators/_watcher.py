@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from airflow_jobmon_provider.client.conversations import ProgressWatch, watch_run
 from airflow_jobmon_provider.client.heartbeat import KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
+from airflow_jobmon_provider.execution.command import HostNotReached, HostRefused
 from airflow_jobmon_provider.execution.environment import executor_environment, jobmon_settings
+from airflow_jobmon_provider.execution.files import remove
 from airflow_jobmon_provider.execution.hosts import SshHost, ThisHost
 from airflow_jobmon_provider.execution.job_execution import JobExecution
 from airflow_jobmon_provider.execution.launchers import find_launcher
@@ -22,6 +24,8 @@ from airflow_jobmon_provider.task.templates import InvalidParameter
 if TYPE_CHECKING:
     from airflow_jobmon_provider.client.conversations import Conversation, Queue, RunEnd
     from airflow_jobmon_provider.client.heartbeat import Heartbeat
+    from airflow_jobmon_provider.execution.hosts import Host
+    from airflow_jobmon_provider.execution.job import JobSpec
     from airflow_jobmon_provider.hooks.jobmon import JobmonHook
     from airflow_jobmon_provider.operators._decided import OwnRun, Wanted
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
@@ -101,25 +105,43 @@ class Starter:
         environment = executor_environment(self._settings, self._heartbeat)
         return Execution(command, environment, self._log, self._settings.secrets)
 
-    def _start_job(self, own: OwnRun, *, attach: bool) -> JobExecution:
-        placement = self.placement
-        host = ThisHost() if placement.ssh_conn_id is None else SshHost(placement.ssh_conn_id)
+    def end(self, own: OwnRun) -> None:
+        """End the job of a run that has ended, if it has one: it may wait in a queue, or hang.
+
+        :param own: the run.
+        """
+        if not self.is_job:
+            return
+        host = self._host()
+        try:
+            job = host.run(self._job(own).attach())
+            host.run(self.placement.launcher.end(job, kill=False))
+            host.run(remove(job.folder))
+        except HostRefused:
+            pass  # there is none
+        except HostNotReached as error:
+            self._log.warning("%s: the run's job is not ended: %s", host.name, error)
+        finally:
+            host.close()
+
+    def _host(self) -> Host:
+        connection = self.placement.ssh_conn_id
+        return ThisHost() if connection is None else SshHost(connection)
+
+    def _job(self, own: OwnRun) -> JobSpec:
         assert own.workflow_id is not None
-        job = placement.job(
-            self._settings,
-            self._heartbeat,
-            own.server or self._settings.service_url,
-            own.workflow_id,
-            own.workflow_run_id,
-        )
+        server = own.server or self._settings.service_url
+        run = own.workflow_run_id
+        return self.placement.job(self._settings, self._heartbeat, server, own.workflow_id, run)
+
+    def _start_job(self, own: OwnRun, *, attach: bool) -> JobExecution:
+        placement, job = self.placement, self._job(own)
+        host = self._host()
         return JobExecution(
             host,
             placement.launcher,
             job.attach() if attach else placement.launcher.start(job, placement.options),
-            self._log,
-            self._settings.secrets,
-            handoff_timeout=placement.handoff_timeout,
-            queue_timeout=placement.queue_timeout,
+            placement.follower(host.name, self._log, self._settings.secrets),
         )
 
 

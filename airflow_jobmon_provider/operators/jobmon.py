@@ -383,9 +383,9 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
             )
             placement = placement_of(self, hook)  # its errors come before there is a run
             starter = None if placement is None else Starter(placement, self, hook, heartbeat)
-            server = hook.server.settings.service_url
-            attempt.memory = RunMemory(context, workflow_id, server, self.log)
-            found = Beginning(self, attempt, hook, attempt.memory).find_or_create(context, heartbeat.good_for)
+            attempt.memory = RunMemory(context, workflow_id, hook.server.settings.service_url, self.log)
+            beginning = Beginning(self, attempt, hook, attempt.memory, starter)
+            found = beginning.find_or_create(context, heartbeat.good_for)
             if found is None:
                 end_if_done(workflow_id, self.if_done, self.log)
                 return None

@@ -314,6 +314,24 @@ def test_marking_the_task_failed_ends_the_job(
     wait_until(lambda: not group_members(pid), 20, "the job to end")
 
 
+@pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
+def test_a_try_after_a_clear_ends_the_job_of_the_run_that_it_stops(
+    sandbox: JobmonSandbox, make: Make, folder: Path, ssh_conn_id: str | None
+) -> None:
+    """Airflow tells the trigger of a clear from 3.3 on only; a job may wait in its queue for days."""
+    workflow, tries = failed(sandbox), Tries()
+    slow = {"ssh_conn_id": ssh_conn_id, "setup_commands": ["sleep 300"], "deferrable": True}
+    begin(make(workflow, **slow), tries)
+    (first,) = folder.glob("runs/*/handle")
+    pid, run = int(first.read_text().split()[0]), last_run(sandbox, workflow.workflow_id)[0]
+    tries.clear()
+    begin(make(workflow, **slow), tries)
+    assert sandbox.run_status(run) == "A"
+    wait_until(lambda: not group_members(pid), 20, "the job to end")
+    (second,) = folder.glob("runs/*/handle")
+    assert second != first
+
+
 def test_a_submit_host_that_does_not_answer_costs_nothing_but_two_lines(
     sandbox: JobmonSandbox,
     make: Make,
