@@ -22,7 +22,8 @@ class JobExecution:
     """A job that executes a run, as :class:`~airflow_jobmon_provider.execution.process.Execution` does.
 
     A thread starts the job and follows it, so that nothing on the way to its host delays a heartbeat. It goes
-    on whatever becomes of this process.
+    on whatever becomes of this process. It is followed from the first :meth:`wait` on: a task that defers
+    once it was started leaves all of its output to the trigger.
 
     :param host: where it runs.
     :param launcher: how it is started.
@@ -38,6 +39,7 @@ class JobExecution:
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wakes = threading.Event()
         self._started = threading.Event()
+        self._follows = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._go, name="jobmon-executor", daemon=True)
         self._thread.start()
@@ -71,21 +73,27 @@ class JobExecution:
 
         :raises ExecutorEnded: the job is over, and all that it has written is logged; or it never began.
         """
-        if self._ended.wait(seconds):
+        if self._is_over(seconds):
             raise ExecutorEnded
 
     def stop(self, patience: float = 0.0) -> None:
         """End the job, if it is not over within so many seconds."""
-        if not self._ended.wait(patience):
+        if not self._is_over(patience):
             self._order("end")
-            if not self._ended.wait(_GRACE):
+            if not self._is_over(_GRACE):
                 self._order("kill")
-                self._ended.wait(_GRACE)
+                self._is_over(_GRACE)
         self.let_go()
 
     def let_go(self) -> None:
         """Follow it no longer. It goes on."""
         self._order("let go")
+
+    def _is_over(self, seconds: float) -> bool:
+        if not self._follows.is_set():
+            self._follows.set()
+            self._wakes.set()
+        return self._ended.wait(seconds)
 
     # --- The thread -----------------------------------------------------------------------------------------
 
@@ -94,6 +102,7 @@ class JobExecution:
             self._drive(self.follower.start(self._start))
             self._started.set()
             if self.follower.job is not None:
+                self._wait_to_follow()
                 folder = self.follower.job.folder
                 self._drive(self.follower.follow(files.read_logged(folder)))
                 self._clean_up(folder)
@@ -105,6 +114,12 @@ class JobExecution:
             self._ended.set()
         finally:
             self._host.close()
+
+    def _wait_to_follow(self) -> None:
+        while not self._follows.is_set():
+            self._obey()
+            self._wakes.wait()
+            self._wakes.clear()
 
     def _drive(self, following: Following) -> None:
         reply: Any = None
@@ -121,6 +136,9 @@ class JobExecution:
                 error = failure
 
     def _do(self, step: Run | Look | Logged | Wait) -> Any:
+        if isinstance(step, Logged):  # also where it is let go now: no line is to be logged twice
+            self._try(files.keep_logged({step.job.folder: step.known}))
+            return None
         self._obey()
         if isinstance(step, Wait):
             self._wakes.wait(step.seconds)
@@ -128,10 +146,7 @@ class JobExecution:
             return None
         if isinstance(step, Run):
             return self._host.run(step.command)
-        if isinstance(step, Look):
-            return self._look(step)
-        self._try(files.keep_logged({step.job.folder: step.known}))
-        return None
+        return self._look(step)
 
     def _look(self, look: Look) -> tuple[JobSeen, bytes]:
         seen = self._host.run(self._launcher.look([look.job]))[look.job]

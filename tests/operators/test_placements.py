@@ -206,6 +206,24 @@ def begin(operator: CreateWorkflowRunOperator, tries: Tries) -> BaseTrigger:
 
 
 @everywhere
+def test_a_worker_that_defers_leaves_the_output_to_the_trigger(
+    sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any], logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox)
+    begin(
+        make(workflow, **{**place, "setup_commands": ["echo set up", "sleep 300"], "deferrable": True}),
+        Tries(),
+    )
+
+    def written() -> str:
+        return "".join(output.read_text() for output in folder.glob("runs/*/output"))
+
+    wait_until(lambda: "set up" in written(), 30, "its first line")
+    assert not {"set up", "process"} & set(logged().split())
+    assert not list(folder.glob("runs/*/logged"))
+
+
+@everywhere
 def test_a_retry_goes_on_with_the_job(
     sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any], logged: Callable[[], str]
 ) -> None:
