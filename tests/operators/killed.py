@@ -189,3 +189,11 @@ def steps_of(deaths: Deaths, place: dict[str, Any]) -> list[str]:
     whole = deaths.life(place)
     assert whole.life.run() == 0, whole.life.said
     return whole.life.steps
+
+
+def failed_workflow(sandbox: JobmonSandbox) -> int:
+    """Make a workflow whose run has ended in error, and whose one task is reset and succeeds from now on."""
+    workflow = sandbox.make_workflow_in("E")
+    workflow.release()
+    sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
+    return workflow.workflow_id
