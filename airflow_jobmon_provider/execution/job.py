@@ -45,6 +45,9 @@ _ANY = re.compile(r"\S.*")
 NOT_WRITTEN = 73  # exit code of a start that could not write its files: EX_CANTCREAT
 NOT_NOW = 75  # exit code of a start that may be tried again: EX_TEMPFAIL
 
+KEPT_DAYS = 30
+"""Days for which the folder of a job that has ended is kept, where nobody has removed it."""
+
 _TURN = 30  # seconds for which a start waits until another one of the same job has ended
 
 
@@ -111,7 +114,9 @@ class JobSpec:
         executor = '"$base"/' + name
         url = urlsplit(self.server)
         secrets = {"server": f"{url.scheme}://{url.netloc}", "credentials": self.credentials}
-        files = [heredoc(self._job(name), '"$run"/job.sh')]
+        # Moved to its place whole: a job that is beginning there must not read half of it.
+        new = '"$run"/job.sh'
+        files = [heredoc(self._job(name), f"{new}.$$"), f"mv -f {new}.$$ {new} || exit {NOT_WRITTEN}"]
         if self.credentials:
             files.append(heredoc(json.dumps(secrets) + "\n", '"$run"/secrets'))
         return script(
@@ -127,6 +132,7 @@ class JobSpec:
             "fi",
             'if [ ! -e "$run"/claim ] && [ ! -s "$run"/handle ]; then',
             files,
+            _CLEAN_UP,
             "fi",
             f") || exit {NOT_WRITTEN}",
             f'run=$(cd "$run" && pwd -P) || exit {NOT_WRITTEN}',
@@ -177,6 +183,12 @@ class JobSpec:
 _ONE_AT_A_TIME = f"""exec 9>"$run"/lock
 flock -w {_TURN} 9 2>/dev/null
 if [ "$?" -eq 1 ]; then echo "another try is starting the job just now" >&2; exit {NOT_NOW}; fi"""
+
+# Of runs that nobody has seen to the end. In the background: a file system may be slow.
+_CLEAN_UP = f"""(
+find "$base"/runs -mindepth 2 -maxdepth 2 -type f -name exit -mtime +{KEPT_DAYS} | head -n 100 |
+while IFS= read -r each; do rm -rf -- "${{each%/exit}}"; done
+) </dev/null >/dev/null 2>&1 9>&- &"""
 
 _CLAIM = r"""run=$1 launcher=$2
 say() { echo "executor: $*"; }

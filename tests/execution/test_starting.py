@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +75,20 @@ def test_where_there_are_no_locks_a_job_is_started_all_the_same(told: Path, code
     (told / "bin" / "flock").write_text(f"#!/bin/sh\nexit {code}\n")
     (told / "go").touch()
     assert ThisHost().run(find_launcher("slurm").start(spec(told), [])).handle.isdigit()
+
+
+def test_what_ended_long_ago_and_nobody_has_removed_is_removed(told: Path) -> None:
+    days, runs = 86400, told / "jobs" / "runs"
+    ages = {"old": 31.0, "older": 400.0, "recent": 29.0, "at work": 400.0}
+    for name, age in ages.items():
+        (runs / name).mkdir(parents=True)
+        for file in ("exit", "output", "claim") if name != "at work" else ("output", "claim"):
+            (runs / name / file).touch()
+            os.utime(runs / name / file, (time.time() - age * days,) * 2)
+    (told / "go").touch()
+    kept = Path(ThisHost().run(find_launcher("slurm").start(spec(told), [])).folder).name
+    wanted = {"recent", "at work", kept}
+    wait_until(lambda: {each.name for each in runs.iterdir()} == wanted, 20, "the old ones to go")
 
 
 def test_a_process_that_was_started_does_not_hold_the_lock(tmp_path: Path) -> None:
