@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -262,12 +263,12 @@ def test_a_submission_whose_reply_was_lost_is_found_again(slurm: Slurm, folder: 
     host.run(LAUNCHER.end(job, kill=False))
 
 
-@pytest.mark.parametrize("given", [["--job-name=mine"], ["-Jmine"]])
-def test_a_name_of_the_users_own(slurm: Slurm, folder: Path, given: list[str]) -> None:
+@pytest.mark.parametrize("given", ["--job-name=mine", "-Jmine", "--job-name=yours,mine"])
+def test_a_name_of_the_users_own(slurm: Slurm, folder: Path, given: str) -> None:
     spec = JobSpec("http://jobmon/api/v3", 7, 9, "sequential", remote_dir=str(folder))
-    host, start = ThisHost(), LAUNCHER.start(spec, ["--hold", *given])
+    host, start = ThisHost(), LAUNCHER.start(spec, ["--hold", given])
     job = host.run(start)
-    assert slurm.run("squeue", "-h", "-o", "%j", "-j", job.handle).strip() == "mine"
+    assert slurm.run("squeue", "-h", "-o", "%j", "-j", job.handle).strip() == re.split("-J|=", given)[1]
     Path(job.folder, "handle").unlink()
     assert host.run(start) == job
     host.run(LAUNCHER.end(job, kill=False))

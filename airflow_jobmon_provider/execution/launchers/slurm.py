@@ -78,6 +78,7 @@ class SlurmLauncher:
         name = next((value for value in _given(options, "job-name", "J")), job.name)
         own = ["--parsable", f"--job-name={job.name}"]
         on = "".join(f" --clusters={quote(value)}" for value in _given(options, "clusters", "M"))
+        named = "" if "," in name else f" --name={quote(name)}"  # which takes a list of names
         words = " ".join(map(quote, [*own, *options]))
         output = "" if any(True for _ in _given(options, "output", "o")) else ' --output="$run"/output'
         start = script(
@@ -86,7 +87,7 @@ class SlurmLauncher:
             '  id=""; if [ -e "$run"/claim/by ]; then read -r id <"$run"/claim/by; fi',
             # A submission whose reply was lost: the job is known by the file that it runs.
             '  if [ -z "$id" ]; then',
-            f"    seen=$(LC_ALL=C squeue --noheader --states=all{on} --name={quote(name)}"
+            f"    seen=$(LC_ALL=C squeue --noheader --states=all{on}{named}"
             f' --user="$(id -un)" --format="%i|%o") || exit {NOT_NOW}',  # not known what is queued
             '    id=$(printf "%s\\n" "$seen" | while IFS="|" read -r number command; do',
             '      case $command in "$run"/job.sh*) echo "$number"; break;; esac; done)',
