@@ -128,7 +128,7 @@ class Deaths:
 
         async def to_the_end() -> list[Any]:
             deferred = (each for each in begun if isinstance(each, TaskDeferred))
-            return await asyncio.gather(*(fire(each.trigger) for each in deferred))
+            return list(await asyncio.gather(*(fire(each.trigger) for each in deferred)))
 
         events = iter(asyncio.run(to_the_end()))
         for death, result in zip(deaths, begun, strict=True):

@@ -156,7 +156,7 @@ class Steps:
         hosts._send = send_to_channel
         fake: Any = SimpleNamespace(TimeoutExpired=subprocess.TimeoutExpired)
         fake.run = self.around(self._run_here, self.command)
-        hosts.subprocess = fake  # type: ignore[misc]
+        vars(hosts)["subprocess"] = fake
 
     def _run_here(self, command: list[str], *, input: bytes, timeout: float, env: Any, **_: Any) -> Any:
         """Take the place of ``subprocess.run``."""
