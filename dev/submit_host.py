@@ -40,14 +40,14 @@ class SubmitHost:
     Everything that was started over there ends with it.
 
     :param environment: as :meth:`JobmonSandbox.environment` returns it; a session has its settings of Jobmon
-        and Slurm, and its home.
+        and Slurm. Its home is a folder of this host's: nothing is written into the user's own.
     :param server: how to start the server. Default: asyncssh's.
     """
 
     def __init__(self, environment: Mapping[str, str], *, server: Server = asyncssh_server) -> None:
         self.connection: dict[str, object] = {}
         """The definition of an Airflow connection to it, while it runs."""
-        kept = ("JOBMON__", "SLURM_", "HOME")
+        kept = ("JOBMON__", "SLURM_")
         self._settings = {name: environment[name] for name in environment if name.startswith(kept)}
         self._server = server
         self._folder = Path()
@@ -75,10 +75,12 @@ class SubmitHost:
             key.write_private_key(self._folder / name)
             key.write_public_key(self._folder / f"{name}.pub")
         (port,) = free_ports(1)
-        inherited = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
+        home = self._folder / "home"
+        home.mkdir()
+        settings = {**self._settings, "HOME": str(home)}
         child = self._child = Child(
-            self._server(port, self._folder, self._settings),
-            env={**inherited, **self._settings},
+            self._server(port, self._folder, settings),
+            env={"PATH": os.environ.get("PATH", os.defpath), **settings},
             cwd=PROJECT,
             log=self._folder / "log",
         )

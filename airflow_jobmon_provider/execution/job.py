@@ -4,6 +4,7 @@ Each run has a folder of its own on the host, below ``remote_dir``, named after 
 found again whatever was lost on the way here, and is never started twice:
 
 * ``job.sh``: what the launcher starts. It claims the run, sets up the environment, and runs the executor.
+* ``lock``: held by who starts the job. A start whose worker has died may still be under way.
 * ``claim/``: made by the first ``job.sh`` that begins; any other one ends at once.
 * ``handle``: how the launcher knows the job: a process, or a number of the scheduler's.
 * ``secrets``: the connection's credentials, which only its owner may read. The executor removes it.
@@ -42,6 +43,12 @@ REMOTE_DIR = "~/.airflow-jobmon"
 _ANY = re.compile(r"\S.*")
 
 NOT_WRITTEN = 73  # exit code of a start that could not write its files: EX_CANTCREAT
+NOT_NOW = 75  # exit code of a start that may be tried again: EX_TEMPFAIL
+
+KEPT_DAYS = 30
+"""Days for which the folder of a job that has ended is kept, where nobody has removed it."""
+
+_TURN = 30  # seconds for which a start waits until another one of the same job has ended
 
 
 class Job(NamedTuple):
@@ -99,27 +106,33 @@ class JobSpec:
     def install(self) -> str:
         """Return the lines of a shell that put everything in its place, unless the job has begun.
 
-        They set ``$run`` to the run's folder, say it, and leave the shell in the user's home.
+        They set ``$run`` to the run's folder, say it, and leave the shell in the user's home. Until it ends,
+        no other one comes this far: the shell of a try whose worker has died may still be at work. What it
+        leaves behind must not have descriptor 9, which holds the lock.
         """
         name, text = self._executor
         executor = '"$base"/' + name
         url = urlsplit(self.server)
         secrets = {"server": f"{url.scheme}://{url.netloc}", "credentials": self.credentials}
-        files = [heredoc(self._job(name), '"$run"/job.sh')]
+        # Moved to its place whole: a job that is beginning there must not read half of it.
+        new = '"$run"/job.sh'
+        files = [heredoc(self._job(name), f"{new}.$$"), f"mv -f {new}.$$ {new} || exit {NOT_WRITTEN}"]
         if self.credentials:
             files.append(heredoc(json.dumps(secrets) + "\n", '"$run"/secrets'))
         return script(
             f"base={path(self.remote_dir)}",
             f'run="$base"/{self.folder}',
+            f'(umask 077; mkdir -p "$run" && touch "$run"/lock) || exit {NOT_WRITTEN}',
+            _ONE_AT_A_TIME,
             "(",
             "umask 077",
-            f'mkdir -p "$run" || exit {NOT_WRITTEN}',
             f"if [ ! -s {executor} ]; then",
             heredoc(text, f"{executor}.$$"),
             f"mv -f {executor}.$$ {executor} || exit {NOT_WRITTEN}",
             "fi",
             'if [ ! -e "$run"/claim ] && [ ! -s "$run"/handle ]; then',
             files,
+            _CLEAN_UP,
             "fi",
             f") || exit {NOT_WRITTEN}",
             f'run=$(cd "$run" && pwd -P) || exit {NOT_WRITTEN}',
@@ -165,6 +178,17 @@ class JobSpec:
             "",
         )
 
+
+# Where a file system has no locks, or a host no such command, the claim sees to it that one job executes.
+_ONE_AT_A_TIME = f"""exec 9>"$run"/lock
+flock -w {_TURN} 9 2>/dev/null
+if [ "$?" -eq 1 ]; then echo "another try is starting the job just now" >&2; exit {NOT_NOW}; fi"""
+
+# Of runs that nobody has seen to the end. In the background: a file system may be slow.
+_CLEAN_UP = f"""(
+find "$base"/runs -mindepth 2 -maxdepth 2 -type f -name exit -mtime +{KEPT_DAYS} | head -n 100 |
+while IFS= read -r each; do rm -rf -- "${{each%/exit}}"; done
+) </dev/null >/dev/null 2>&1 9>&- &"""
 
 _CLAIM = r"""run=$1 launcher=$2
 say() { echo "executor: $*"; }
@@ -237,7 +261,10 @@ def read_start(answer: Answer, handle: re.Pattern[str]) -> Job | None:
     :param handle: what a handle looks like.
     :returns: None: it tells of none.
     :raises HostRefused: its files could not be written.
+    :raises HostNotReached: it is to be tried again.
     """
+    if answer.exit_code == NOT_NOW:
+        raise HostNotReached(answer.complaint or "it says: not now")
     if answer.exit_code == NOT_WRITTEN:
         raise HostRefused(f"remote_dir cannot be written there: {answer.complaint or 'no reason given'}")
     if answer.exit_code != 0 or len(answer.lines) < 2 or not handle.fullmatch(answer.lines[-1].strip()):

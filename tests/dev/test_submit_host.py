@@ -46,6 +46,13 @@ def test_nothing_else_of_our_environment_reaches_a_session(tell: Tell) -> None:
     assert tell('echo "[$AIRFLOW_HOME]"') == (0, b"[]\n", b"")
 
 
+def test_a_session_is_at_home_in_a_folder_of_the_hosts(tell: Tell) -> None:
+    code, home, _ = tell('cd && pwd && bash -lc "cd && pwd"')
+    assert code == 0
+    assert {Path(line).name for line in home.decode().splitlines()} == {"home"}
+    assert str(Path.home()) not in home.decode().splitlines()
+
+
 async def test_the_hook_for_asyncio_gets_in_too_and_gets_a_long_output_as_a_whole(conn_id: str) -> None:
     command = f"{sys.executable} -c \"print('x' * 300_000)\"; exit 3"
     code, output, problems = await SSHHookAsync(conn_id).run_command(command)

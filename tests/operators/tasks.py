@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -35,3 +38,24 @@ def died_after_creating(sandbox: JobmonSandbox, tries: Tries, status: str = "") 
     for step in status:
         sandbox.put(f"/api/v2/workflow_run/{run}/update_status", {"status": step})
     return workflow_id, run
+
+
+@contextlib.contextmanager
+def during(act: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread meanwhile; what it raises is raised."""
+    errors: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        if errors:
+            raise errors[0]

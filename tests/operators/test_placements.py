@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from dev.submit_host import SubmitHost
 from tests.airflow_task import Tries, fire, resume, run_task, stored
 from tests.airflow_task import kill as kill_trigger
 from tests.execution.conftest import group_members
-from tests.operators.tasks import last_run
+from tests.operators.tasks import during, last_run
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("connection")]
 
@@ -88,27 +87,6 @@ def failed(sandbox: JobmonSandbox, *, waits: bool = False) -> SandboxWorkflow:
     workflow = sandbox.make_workflow_in("E", tasks=2, waits=waits)
     sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
     return workflow
-
-
-@contextlib.contextmanager
-def during(act: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread meanwhile; what it raises is raised."""
-    errors: list[BaseException] = []
-
-    def go() -> None:
-        try:
-            act()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=go)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-        if errors:
-            raise errors[0]
 
 
 @everywhere

@@ -46,12 +46,9 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="session")
-def submit_host(
-    jobmon: JobmonSandbox, slurm: Slurm, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[SubmitHost]:
+def submit_host(jobmon: JobmonSandbox, slurm: Slurm) -> Iterator[SubmitHost]:
     """OpenSSH's own server, whose sessions find this Jobmon and a Slurm."""
-    home = {"HOME": str(tmp_path_factory.mktemp("home"))}
-    environment = {**jobmon.environment(), **slurm.environment, **home}
+    environment = {**jobmon.environment(), **slurm.environment}
     with SubmitHost(environment, server=services.sshd_server) as host:
         yield host
 

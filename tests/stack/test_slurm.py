@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from airflow_jobmon_provider.execution.hosts import ThisHost
 from airflow_jobmon_provider.execution.job import Job, JobSpec
 from airflow_jobmon_provider.execution.launchers.slurm import LAUNCHER
 from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
-from dev import services
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from dev.slurm import Slurm
-from dev.submit_host import SubmitHost
 from tests.airflow_task import Tries, fire, resume, stored
 from tests.airflow_task import kill as kill_trigger
+from tests.stack.slurm_site import PASSWORD, connected, host, jobmon  # noqa: F401  # fixtures
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("connected")]
 
@@ -33,31 +31,8 @@ PLACES = [
     for ssh, where in ((None, "this worker"), ("submit_host", "submit host"))
     for deferrable, how in ((False, "blocking"), (True, "deferrable"))
 ]
+HANDOFF_TIMEOUT = 15.0  # seconds
 everywhere = pytest.mark.parametrize("place", PLACES)
-PASSWORD = "not-for-slurm"  # noqa: S105  # of the sandbox, which asks for none
-
-
-@pytest.fixture(scope="module")
-def jobmon() -> Iterator[JobmonSandbox]:
-    with JobmonSandbox() as sandbox:
-        yield sandbox
-
-
-@pytest.fixture(scope="module")
-def host(jobmon: JobmonSandbox, slurm: Slurm) -> Iterator[SubmitHost]:
-    environment = {**jobmon.environment(), **slurm.environment}
-    with SubmitHost(environment, server=services.sshd_server) as host:
-        yield host
-
-
-@pytest.fixture
-def connected(jobmon: JobmonSandbox, slurm: Slurm, host: SubmitHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in slurm.environment.items():
-        monkeypatch.setenv(name, value)
-    extra = {"route_prefix": "/api/v2", "retries_timeout": 0}
-    server = {"conn_type": "jobmon", "host": jobmon.url, "login": "me", "password": PASSWORD, "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_JOBMON_DEFAULT", json.dumps(server))
-    monkeypatch.setenv("AIRFLOW_CONN_SUBMIT_HOST", json.dumps(host.connection))
 
 
 @pytest.fixture
@@ -130,6 +105,12 @@ def newest_run(jobmon: JobmonSandbox, workflow: SandboxWorkflow, status: str) ->
     return jobmon.runs(workflow.workflow_id)[-1][0]
 
 
+def beaten_for(jobmon: JobmonSandbox, run: int) -> float:
+    """Return the seconds from the first heartbeat of a run to the latest."""
+    beats = jobmon.requests(f"/workflow_run/{run}/log_heartbeat")
+    return beats[-1].time - beats[0].time if beats else 0.0
+
+
 def job_number(folder: Path) -> str:
     """Wait for the only job and return its number."""
     handle = wait_until(lambda: next(iter(folder.glob("runs/*/handle")), None), 60, "a job")
@@ -150,7 +131,7 @@ def test_a_job_executes_the_run(
     workflow = failed(jobmon)
     workflow.release()
     options = {"partition": "long", "time": "7-0", "mem": "64M", "hold": True, "comment": "a'b $(c) --wrap=d"}
-    operator = make(workflow, launcher_options=options, handoff_timeout=15, **place)
+    operator = make(workflow, launcher_options=options, handoff_timeout=HANDOFF_TIMEOUT, **place)
 
     def release() -> None:
         number = job_number(folder)
@@ -161,8 +142,7 @@ def test_a_job_executes_the_run(
         run = newest_run(jobmon, workflow, "L")
         assert f"JobName=jobmon-{workflow.workflow_id}-{run}\n" in shown
         assert_nothing_secret(slurm, number, folder)
-        held_until = time.monotonic() + 20  # longer than handoff_timeout, which does not pass
-        wait_until(lambda: time.monotonic() > held_until, 60, "the hand-off to be overdue")
+        wait_until(lambda: beaten_for(jobmon, run) > HANDOFF_TIMEOUT, 60, "the hand-off to be overdue")
         slurm.run("scontrol", "release", number)
 
     result = run_while(operator, release)
@@ -283,12 +263,12 @@ def test_a_submission_whose_reply_was_lost_is_found_again(slurm: Slurm, folder: 
     host.run(LAUNCHER.end(job, kill=False))
 
 
-@pytest.mark.parametrize("given", [["--job-name=mine"], ["-Jmine"]])
-def test_a_name_of_the_users_own(slurm: Slurm, folder: Path, given: list[str]) -> None:
+@pytest.mark.parametrize("given", ["--job-name=mine", "-Jmine", "--job-name=yours,mine"])
+def test_a_name_of_the_users_own(slurm: Slurm, folder: Path, given: str) -> None:
     spec = JobSpec("http://jobmon/api/v3", 7, 9, "sequential", remote_dir=str(folder))
-    host, start = ThisHost(), LAUNCHER.start(spec, ["--hold", *given])
+    host, start = ThisHost(), LAUNCHER.start(spec, ["--hold", given])
     job = host.run(start)
-    assert slurm.run("squeue", "-h", "-o", "%j", "-j", job.handle).strip() == "mine"
+    assert slurm.run("squeue", "-h", "-o", "%j", "-j", job.handle).strip() == re.split("-J|=", given)[1]
     Path(job.folder, "handle").unlink()
     assert host.run(start) == job
     host.run(LAUNCHER.end(job, kill=False))

@@ -61,11 +61,11 @@ class ProcessLauncher:
             job.install(),
             'if [ ! -e "$run"/claim ] && [ ! -s "$run"/handle ]; then',
             # Of no session, no terminal and no pipe that ends with this shell.
-            '  nohup setsid bash -l "$run"/job.sh "$run" process </dev/null >>"$run"/output 2>&1 &',
+            '  nohup setsid bash -l "$run"/job.sh "$run" process </dev/null >>"$run"/output 2>&1 9>&- &',
             "fi",
             f'i=0; while [ ! -s "$run"/handle ] && [ "$i" -lt {START_TIMEOUT * 10} ]; do',
             "  sleep 0.1; i=$((i + 1)); done",
-            '[ -s "$run"/handle ] || { tail -c 500 "$run"/output >&2; exit 75; }',
+            '[ -s "$run"/handle ] || { tail -c 500 "$run"/output >&2; exit 1; }',
             'cat "$run"/handle',
         )
         return Command(start, _read_start, START_TIMEOUT + 30.0)

@@ -17,7 +17,7 @@ from airflow_jobmon_provider.execution.command import (
     quote,
     script,
 )
-from airflow_jobmon_provider.execution.job import LEFT, Job, JobSpec, Left, read_left, read_start
+from airflow_jobmon_provider.execution.job import LEFT, NOT_NOW, Job, JobSpec, Left, read_left, read_start
 from airflow_jobmon_provider.execution.launchers import JobSeen, JobStage, Options
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
@@ -45,7 +45,6 @@ _OUTAGE = re.compile(
     r"protocol authentication",
     re.IGNORECASE,
 )
-_NO_QUEUE = 75  # exit code of a start that could not ask what is queued: EX_TEMPFAIL
 
 _NOT_THERE = re.compile(r"invalid job id", re.IGNORECASE)
 
@@ -79,6 +78,7 @@ class SlurmLauncher:
         name = next((value for value in _given(options, "job-name", "J")), job.name)
         own = ["--parsable", f"--job-name={job.name}"]
         on = "".join(f" --clusters={quote(value)}" for value in _given(options, "clusters", "M"))
+        named = "" if "," in name else f" --name={quote(name)}"  # which takes a list of names
         words = " ".join(map(quote, [*own, *options]))
         output = "" if any(True for _ in _given(options, "output", "o")) else ' --output="$run"/output'
         start = script(
@@ -87,8 +87,8 @@ class SlurmLauncher:
             '  id=""; if [ -e "$run"/claim/by ]; then read -r id <"$run"/claim/by; fi',
             # A submission whose reply was lost: the job is known by the file that it runs.
             '  if [ -z "$id" ]; then',
-            f"    seen=$(LC_ALL=C squeue --noheader --states=all{on} --name={quote(name)}"
-            f' --user="$(id -un)" --format="%i|%o") || exit {_NO_QUEUE}',
+            f"    seen=$(LC_ALL=C squeue --noheader --states=all{on}{named}"
+            f' --user="$(id -un)" --format="%i|%o") || exit {NOT_NOW}',  # not known what is queued
             '    id=$(printf "%s\\n" "$seen" | while IFS="|" read -r number command; do',
             '      case $command in "$run"/job.sh*) echo "$number"; break;; esac; done)',
             "  fi",
@@ -181,11 +181,13 @@ def _given(options: Sequence[str], long: str, short: str) -> Iterator[str]:
 
 
 def _read_start(answer: Answer) -> Job:
+    if answer.exit_code == NOT_NOW and not answer.complaint:
+        raise HostNotReached("Slurm does not answer")
     job = read_start(answer, _HANDLE)
     if job is not None:
         return job
-    if answer.exit_code == _NO_QUEUE or _OUTAGE.search(answer.complaint):
-        raise HostNotReached(answer.complaint or "Slurm does not answer")
+    if _OUTAGE.search(answer.complaint):
+        raise HostNotReached(answer.complaint)
     raise HostRefused(f"Slurm does not take the job: {answer.complaint or 'no reason given'}")
 
 
