@@ -12,7 +12,15 @@ from airflow_jobmon_provider.client.conversations import Log
 from airflow_jobmon_provider.client.redaction import Secrets
 from airflow_jobmon_provider.execution import files
 from airflow_jobmon_provider.execution.command import Command, HostNotReached, HostRefused
-from airflow_jobmon_provider.execution.following import Follower, Following, Logged, Look, Run, Wait
+from airflow_jobmon_provider.execution.following import (
+    Follower,
+    Following,
+    Look,
+    Recall,
+    Run,
+    Step,
+    Wait,
+)
 from airflow_jobmon_provider.execution.hosts import Host
 from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import JobSeen, Launcher
@@ -119,7 +127,7 @@ class JobExecution:
             self._started.set()
             if self.follower.job is not None:
                 folder = self.follower.job.folder
-                self._drive(self.follower.follow(files.read_logged(folder)))
+                self._drive(self.follower.follow())
                 self._clean_up(folder)
             self._ended.set()
         except _LetGo:
@@ -144,7 +152,7 @@ class JobExecution:
             except (HostNotReached, HostRefused) as failure:
                 error = failure
 
-    def _do(self, step: Run | Look | Logged | Wait) -> Any:
+    def _do(self, step: Step) -> Any:
         self._obey()
         if isinstance(step, Wait):
             self._wakes.wait(step.seconds)
@@ -152,6 +160,8 @@ class JobExecution:
             return None
         if isinstance(step, Run):
             return self._host.run(step.command)
+        if isinstance(step, Recall):
+            return self._host.run(files.read_logged([step.job.folder]))[step.job.folder]
         if isinstance(step, Look):
             return self._look(step)
         self._try(files.keep_logged({step.job.folder: step.known}))
