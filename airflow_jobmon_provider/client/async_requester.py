@@ -411,7 +411,9 @@ class AsyncRequester:
         lane = pool.beats if call.frequent else pool.costly if call.costly else pool.others
         try:
             if lane.full:
-                await lane.wait(deadline)
+                # Half of the time is left for the exchange: a server that has more to do than it can would
+                # else be sent nothing but requests that are given up before it comes to them.
+                await lane.wait(deadline - limit / 2)
             else:
                 lane.enter()
             try:
@@ -419,7 +421,8 @@ class AsyncRequester:
             finally:
                 lane.leave()
         except _NoPlace:
-            reason = f"{lane.places} such requests to this server took all of {limit:g} s, so it was not sent"
+            places = f"{lane.places} such requests to this server left it no place"
+            reason = f"{places} within half of its {limit:g} s, so it was not sent"
             raise ServerUnreachable(f"{call.verb.upper()} {request.url}: {reason}", processed=False) from None
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             failure, proxy = errors.of_aiohttp(error), self._way.proxy_address

@@ -12,7 +12,16 @@ from airflow_jobmon_provider.client.cancellation import wait_for
 from airflow_jobmon_provider.execution import files
 from airflow_jobmon_provider.execution.async_hosts import AsyncHost
 from airflow_jobmon_provider.execution.command import Command, HostNotReached, HostRefused
-from airflow_jobmon_provider.execution.following import Follower, Following, Logged, Look, Run, Step, Wait
+from airflow_jobmon_provider.execution.following import (
+    Follower,
+    Following,
+    Logged,
+    Look,
+    Recall,
+    Run,
+    Step,
+    Wait,
+)
 from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import find_launcher
 from airflow_jobmon_provider.execution.watching import ExecutorEnded
@@ -76,7 +85,7 @@ class AsyncExecution:
             await self._drive(self.follower.start(self._start))
             job = self.follower.job
             if job is not None:
-                await self._drive(self.follower.follow(files.read_logged(job.folder)))
+                await self._drive(self.follower.follow())
                 with self._logging():
                     await self._host.run(files.remove(job.folder))
         except Exception as error:  # the trigger must not wait for ever
@@ -102,6 +111,8 @@ class AsyncExecution:
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Run):
             return await self._host.run(step.command)
+        if isinstance(step, Recall):
+            return await self._host.recall(step.job)
         if isinstance(step, Look):
             return await self._host.look(self._launcher, step.job, step.known)
         assert isinstance(step, Logged)

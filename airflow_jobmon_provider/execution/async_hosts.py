@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
-from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import JobSeen, find_launcher
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 SESSIONS = 4
 """Commands that run on a host at once: an SSH server allows ten in one connection, by default."""
@@ -91,12 +92,46 @@ class _Ssh:
             connection.close()
 
 
-class _Batch(Generic[T]):
-    """Gathers what several want from a host, and answers them together."""
+class _Batch(Generic[W, T]):
+    """Gathers what several want from a host, and asks for it once.
 
-    def __init__(self) -> None:
-        self.wanted: dict[T, asyncio.Future[Any]] = {}
-        self.task: asyncio.Task[None] | None = None
+    :param ask: asks for all that is wanted, and returns the answers.
+    """
+
+    def __init__(self, ask: Callable[[Sequence[W]], Awaitable[Mapping[W, T]]]) -> None:
+        self._ask = ask
+        self._waiting: list[tuple[W, asyncio.Future[T]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def get(self, wanted: W) -> T:
+        """Return what is wanted, which others may want as well.
+
+        :raises Exception: what asking for all of it has raised.
+        """
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((wanted, answer))
+        if self._task is None:
+            self._task = asyncio.create_task(self._answer())
+        return await answer
+
+    async def _answer(self) -> None:
+        await asyncio.sleep(_GATHER)
+        waiting, self._waiting, self._task = self._waiting, [], None
+        waiting = [(wanted, answer) for wanted, answer in waiting if not answer.done()]
+        try:
+            answers = await self._ask(list(dict.fromkeys(wanted for wanted, _ in waiting)))
+        except Exception as error:
+            for _, answer in waiting:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        except BaseException:
+            for _, answer in waiting:
+                answer.cancel()
+            raise
+        for wanted, answer in waiting:
+            if not answer.done():
+                answer.set_result(answers[wanted])
 
 
 class AsyncHost:
@@ -110,7 +145,8 @@ class AsyncHost:
         self.users = 0
         self._way = _ThisMachine() if ssh_conn_id is None else _Ssh(ssh_conn_id)
         self._sessions = asyncio.Semaphore(SESSIONS)
-        self._looks: dict[str, _Batch[tuple[Job, int]]] = defaultdict(_Batch)
+        self._looks: dict[str, _Batch[tuple[Job, int], tuple[JobSeen, bytes]]] = {}
+        self._recalls = _Batch(self._recall_all)
         self._logged: dict[str, int] = {}
         self._keeping: asyncio.Task[None] | None = None
 
@@ -153,31 +189,27 @@ class AsyncHost:
         :param known: how many bytes were read before.
         :raises HostNotReached, HostRefused: see :meth:`run`.
         """
-        batch = self._looks[launcher]
-        answer: asyncio.Future[tuple[JobSeen, bytes]] = asyncio.get_running_loop().create_future()
-        batch.wanted[job, known] = answer
-        if batch.task is None:
-            batch.task = asyncio.create_task(self._look_at_all(launcher, batch))
-        return await answer
+        batch = self._looks.get(launcher)
+        if batch is None:
+            batch = self._looks[launcher] = _Batch(functools.partial(self._look_at_all, launcher))
+        return await batch.get((job, known))
 
-    async def _look_at_all(self, launcher: str, batch: _Batch[tuple[Job, int]]) -> None:
-        await asyncio.sleep(_GATHER)
-        wanted, batch.wanted, batch.task = batch.wanted, {}, None
-        try:
-            seen = await self.run(find_launcher(launcher).look([job for job, _ in wanted]))
-            written = await self.run(files.read_output({job.folder: known for job, known in wanted}))
-        except Exception as error:
-            for answer in wanted.values():
-                if not answer.done():
-                    answer.set_exception(error)
-            return
-        except BaseException:
-            for answer in wanted.values():
-                answer.cancel()
-            raise
-        for (job, _), answer in wanted.items():
-            if not answer.done():
-                answer.set_result((seen[job], written.get(job.folder, b"")))
+    async def _look_at_all(
+        self, launcher: str, wanted: Sequence[tuple[Job, int]]
+    ) -> dict[tuple[Job, int], tuple[JobSeen, bytes]]:
+        seen = await self.run(find_launcher(launcher).look([job for job, _ in wanted]))
+        written = await self.run(files.read_output({job.folder: known for job, known in wanted}))
+        return {(job, known): (seen[job], written.get(job.folder, b"")) for job, known in wanted}
+
+    async def recall(self, job: Job) -> int:
+        """Return how many bytes of a job's output are in the task's log, asking together with all others.
+
+        :raises HostNotReached, HostRefused: see :meth:`run`.
+        """
+        return await self._recalls.get(job.folder)
+
+    async def _recall_all(self, folders: Sequence[str]) -> dict[str, int]:
+        return await self.run(files.read_logged(folders))
 
     def keep_logged(self, job: Job, known: int) -> None:
         """Have kept soon how much of a job's output is in the task's log."""

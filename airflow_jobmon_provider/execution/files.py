@@ -11,15 +11,17 @@ MOST_AT_ONCE = 256 * 1024
 
 _ENOUGH = 4 * 1024 * 1024  # bytes of all outputs, after which the rest is for the next time
 
-# One process finds all sizes. A file that is not there counts as empty.
-_SIZES = """sizes() {
-  for each do [ -f "$each" ] || each=/dev/null; set -- "$@" "$each"; shift; done
-  stat -L -c %s -- "$@"
-}"""
-
-_READ = f"""number=0
+# The sizes come on standard input, those of files that are there; the list, which is in the same order, comes
+# on descriptor 3.
+_READ = f"""each() {{
+number=-1
 left={_ENOUGH}
-while read -r size && read -r known file <&3; do
+while read -r size path; do
+  file=
+  until [ "$file" = "$path" ]; do
+    read -r known file <&3 || break 2
+    number=$((number + 1))
+  done
   more=$((size - known))
   if [ "$more" -gt {MOST_AT_ONCE} ]; then more={MOST_AT_ONCE}; fi
   if [ "$more" -gt 0 ] && [ "$left" -gt 0 ]; then
@@ -28,29 +30,28 @@ while read -r size && read -r known file <&3; do
     tail -c "+$((known + 1))" -- "$file" | head -c "$more"
     echo
   fi
-  number=$((number + 1))
-done"""
+done
+}}"""
 
 
 def read_output(known: Mapping[str, int]) -> Command[dict[str, bytes]]:
     """Return the command that reads what jobs have written.
 
-    However many jobs there are, it starts one process, and two more for each job that has written something.
+    However many jobs there are, one process finds the sizes of all files, or of as many as have room in a
+    command line, and two more are started for each job that has written something. A file that is not there
+    is left out: it may be removed at any moment.
 
     :param known: how many bytes were read before, by the jobs' folders.
     :returns: the next bytes of those that have more, :data:`MOST_AT_ONCE` at most.
     """
     folders = list(known)
+    names = "".join(f"{folder}/output\n" for folder in folders)
     places = "".join(f"{place} {folder}/output\n" for folder, place in known.items())
-    files = " ".join(quote(f"{folder}/output") for folder in folders)
-    # The sizes come on standard input, the list on descriptor 3.
     whole = script(
-        _SIZES,
-        "each() {",
         _READ,
-        "}",
-        f"sizes {files} | each 3<<'END'",
-        f"{places}END",
+        "tr '\\n' '\\0' <<'END' | xargs -0 stat -L -c '%s %n' -- 2>/dev/null | each 3<<'END_3'",
+        f"{names}END",
+        f"{places}END_3",
         'echo "the end"',
     )
 
@@ -83,14 +84,26 @@ def keep_logged(logged: Mapping[str, int]) -> Command[None]:
     return Command(script(lines, "true"), lambda answer: None)
 
 
-def read_logged(folder: str) -> Command[int]:
-    """Return the command that reads how much of a job's output is in the task's log already."""
+_LOGGED = """logged() {
+  place=
+  { read -r place <"$1"/logged; } 2>/dev/null
+  echo "${place:-0}"
+}"""
 
-    def read(answer: Answer) -> int:
-        text = answer.output.strip()
-        return int(text) if text.isdigit() else 0
 
-    return Command(f"cat {quote(folder + '/logged')} 2>/dev/null; true", read)
+def read_logged(folders: Sequence[str]) -> Command[dict[str, int]]:
+    """Return the command that reads how much of the output of jobs is in their tasks' logs, by their folders.
+
+    No process is started for that, however many there are.
+    """
+
+    def read(answer: Answer) -> dict[str, int]:
+        if len(answer.lines) != len(folders):
+            raise HostNotReached("it did not tell how much of the output was read before")
+        places = (int(line) if line.isdigit() else 0 for line in answer.lines)
+        return dict(zip(folders, places, strict=True))
+
+    return Command(script(_LOGGED, [f"logged {quote(folder)}" for folder in folders]), read)
 
 
 def remove(folder: str) -> Command[None]:

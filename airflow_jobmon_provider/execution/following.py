@@ -32,6 +32,13 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Find how many bytes of its output are in the task's log; send that in, or throw what was raised."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class Look:
     """Look at the job, then read its output from there on; send in both, or throw in what was raised.
 
@@ -58,7 +65,7 @@ class Wait:
     seconds: float
 
 
-Step: TypeAlias = Run | Look | Logged | Wait
+Step: TypeAlias = Run | Recall | Look | Logged | Wait
 
 Following: TypeAlias = Generator[Step, Any, None]
 
@@ -155,14 +162,13 @@ class Follower:
                 return
         self._note_answer()
 
-    def follow(self, known: Command[int] | None = None) -> Following:
+    def follow(self) -> Following:
         """Follow the job until it is over, and all that its executor has written is logged.
 
-        :param known: reads how much of it was logged before. Default: nothing was.
+        What an earlier follower has logged is not logged again.
         """
         assert self.job is not None
-        if known is not None:
-            yield from self._recall(known)
+        yield from self._recall(self.job)
         over_since: float | None = None
         while True:
             try:
@@ -187,10 +193,10 @@ class Follower:
             if not written:
                 yield Wait(LOOK_INTERVAL)
 
-    def _recall(self, known: Command[int]) -> Following:
+    def _recall(self, job: Job) -> Following:
         while True:
             try:
-                self._known = yield Run(known)
+                self._known = yield Recall(job)
                 return
             except (HostNotReached, HostRefused) as outage:
                 yield Wait(self._note_outage(outage))

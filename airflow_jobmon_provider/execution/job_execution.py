@@ -9,7 +9,16 @@ from typing import Any
 
 from airflow_jobmon_provider.execution import files
 from airflow_jobmon_provider.execution.command import Command, HostNotReached, HostRefused
-from airflow_jobmon_provider.execution.following import Follower, Following, Logged, Look, Run, Wait
+from airflow_jobmon_provider.execution.following import (
+    Follower,
+    Following,
+    Logged,
+    Look,
+    Recall,
+    Run,
+    Step,
+    Wait,
+)
 from airflow_jobmon_provider.execution.hosts import Host
 from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import JobSeen, Launcher
@@ -104,7 +113,7 @@ class JobExecution:
             if self.follower.job is not None:
                 self._wait_to_follow()
                 folder = self.follower.job.folder
-                self._drive(self.follower.follow(files.read_logged(folder)))
+                self._drive(self.follower.follow())
                 self._clean_up(folder)
             self._ended.set()
         except _LetGo:
@@ -135,7 +144,7 @@ class JobExecution:
             except (HostNotReached, HostRefused) as failure:
                 error = failure
 
-    def _do(self, step: Run | Look | Logged | Wait) -> Any:
+    def _do(self, step: Step) -> Any:
         if isinstance(step, Logged):  # also where it is let go now: no line is to be logged twice
             self._try(files.keep_logged({step.job.folder: step.known}))
             return None
@@ -146,6 +155,8 @@ class JobExecution:
             return None
         if isinstance(step, Run):
             return self._host.run(step.command)
+        if isinstance(step, Recall):
+            return self._host.run(files.read_logged([step.job.folder]))[step.job.folder]
         return self._look(step)
 
     def _look(self, look: Look) -> tuple[JobSeen, bytes]:

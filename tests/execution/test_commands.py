@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,10 @@ from airflow_jobmon_provider.execution.command import (
     quote,
     script,
 )
-from airflow_jobmon_provider.execution.files import read_output
+from airflow_jobmon_provider.execution.files import read_logged, read_output
 from airflow_jobmon_provider.execution.hosts import ThisHost
-from airflow_jobmon_provider.execution.job import JobSpec
-from airflow_jobmon_provider.execution.launchers import process, slurm
+from airflow_jobmon_provider.execution.job import Job, JobSpec
+from airflow_jobmon_provider.execution.launchers import JobStage, process, slurm
 from airflow_jobmon_provider.execution.placement import checked_folder, setup_lines
 from tests.execution.hostile import HOSTILE
 from tests.execution.hostile import texts as hostile_texts
@@ -151,6 +153,41 @@ def test_a_large_output_is_read_in_parts(tmp_path: Path) -> None:
         known.update({folder: known[folder] + len(more) for folder, more in read.items()})
     assert set(known.values()) == {300_000}
     assert answers <= 4
+
+
+def test_how_much_of_each_output_was_logged(tmp_path: Path) -> None:
+    folders = [str(tmp_path / name) for name in ("a", "b b", "not there", "empty")]
+    for folder, text in zip(folders, ("7\n", "12\n", None, ""), strict=True):
+        if text is not None:
+            Path(folder).mkdir()
+            Path(folder, "logged").write_text(text)
+    assert ThisHost().run(read_logged(folders)) == dict(zip(folders, (7, 12, 0, 0), strict=True))
+
+
+def test_what_one_look_starts_does_not_grow_with_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submit host serves many users, and a look at 1,000 jobs comes every few seconds."""
+    started = tmp_path / "started"
+    for name in ("uname", "stat", "tr", "xargs", "cat", "tail", "head"):
+        real = shutil.which(name)
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} >>{started}\nexec {real} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    handle = f"{os.getpid()} {stat[19]} {boot} {os.uname().nodename}"
+    jobs = [Job(str(tmp_path / f"run {number}"), handle) for number in range(1000)]
+    for job in jobs:
+        Path(job.folder).mkdir()
+        Path(job.folder, "output").write_text("one\ntwo\n")
+    folders = [job.folder for job in jobs]
+    seen = ThisHost().run(process.LAUNCHER.look(jobs))
+    assert {each.stage for each in seen.values()} == {JobStage.AT_WORK}
+    assert set(ThisHost().run(read_logged(folders)).values()) == {0}
+    known = dict.fromkeys(folders, 8) | {folders[-1]: 4}
+    assert ThisHost().run(read_output(known)) == {folders[-1]: b"two\n"}
+    assert sorted(started.read_text().split()) == ["head", "stat", "tail", "tr", "uname", "xargs"]
 
 
 def test_a_script_reads_no_input() -> None:

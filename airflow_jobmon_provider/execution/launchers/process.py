@@ -26,10 +26,11 @@ _HANDLE = re.compile(r"\d+ \d+ [0-9a-f-]+ \S+")
 START_TIMEOUT = 60  # seconds until it has said who it is: a login shell may have much to do
 
 # Sets `found` to how a process fares, by the four words of its handle.
-_FIND = r"""find_process() {
+_FIND = r"""host=$(uname -n)
+read -r boot </proc/sys/kernel/random/boot_id
+find_process() {
   found=gone
-  if [ "$4" != "$(uname -n)" ]; then found="elsewhere $4"; return; fi
-  read -r boot </proc/sys/kernel/random/boot_id
+  if [ "$4" != "$host" ]; then found="elsewhere $4"; return; fi
   if [ "$3" != "$boot" ]; then return; fi
   wanted=$2
   { read -r stat </proc/"$1"/stat; } 2>/dev/null || return
@@ -71,7 +72,7 @@ class ProcessLauncher:
         return Command(start, _read_start, START_TIMEOUT + 30.0)
 
     def look(self, jobs: Sequence[Job]) -> Command[dict[Job, JobSeen]]:
-        """Return the command that looks at processes: none is started for that, however many there are."""
+        """Return the command that looks at processes: one is started for that, however many there are."""
         looks = [f"look {quote(job.folder)} {' '.join(map(quote, job.handle.split()))}" for job in jobs]
 
         def read(answer: Answer) -> dict[Job, JobSeen]:
