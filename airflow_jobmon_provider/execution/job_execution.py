@@ -118,9 +118,11 @@ class JobExecution:
             self._drive(self.follower.start(self._start))
             self._started.set()
             if self.follower.job is not None:
-                folder = self.follower.job.folder
-                self._drive(self.follower.follow(files.read_logged(folder)))
-                self._clean_up(folder)
+                job = self.follower.job
+                self._drive(self.follower.follow(files.read_logged(job.folder)))
+                if self.follower.was_stopped:
+                    self._try(self._launcher.end(job, kill=False))
+                self._clean_up(job.folder)
             self._ended.set()
         except _LetGo:
             pass
