@@ -68,16 +68,16 @@ services: $(STAMP)  ## Look for the services that test-stack needs
 test-stack: services  ## Test the production stack, for half an hour; needs PostgreSQL, MariaDB, Redis, sshd, Slurm
 ifeq ($(strip $(PYTEST_ARGS)),)
 # Slurm's tests wait most of the time, and need nothing of the others: they run beside them.
-	@log=$$(mktemp); $(PYTEST) tests/stack/test_slurm.py >$$log 2>&1 & slurm=$$!; \
+	@log=$$(mktemp); $(PYTEST) tests/stack/slurm >$$log 2>&1 & slurm=$$!; \
 	trap 'kill $$slurm 2>/dev/null; rm -f $$log' EXIT; \
-	$(PYTEST) tests/stack --ignore tests/stack/test_slurm.py; production=$$?; \
+	$(PYTEST) tests/stack --ignore tests/stack/slurm; production=$$?; \
 	wait $$slurm; on_slurm=$$?; cat $$log; exit $$((production + on_slurm))
 else
 	$(PYTEST) $(PYTEST_ARGS)
 endif
 
-demo: $(STAMP)  ## Fail a Jobmon workflow and let Airflow resume it; KEEP=1 leaves the UI up
-	$(BIN)/python -m dev.demo $(if $(KEEP),--keep)
+demo: $(STAMP)  ## Fail a Jobmon workflow and let Airflow resume it; KEEP=1 leaves the UI up, HPC=1 does it on a Slurm
+	$(BIN)/python -m dev.demo $(if $(KEEP),--keep) $(if $(HPC),--hpc)
 
 bench: $(STAMP)  ## Measure speed and scale beside the peers; BENCH_ARGS="heartbeat" runs one part
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --group bench

@@ -36,6 +36,8 @@ from dev.launcher import BUSY, Child, free_ports
 T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 CLUSTER = "multiprocess"  # Jobmon's name of the cluster that is this machine
+SLURM = "slurm"  # of the cluster whose tasks are Slurm's jobs: see JobmonSandbox.add_slurm
+PLUGIN = HERE / "jobmon_slurm.py"
 CONSTRAINTS = HERE / "jobmon_constraints.txt"
 # Pre-releases: pip takes them only by exact version (docs/protocol.md, "Run a real one").
 PACKAGES = ("jobmon_server==3.4.8.dev3", "jobmon_core==3.4.8", "jobmon_client==3.4.3.dev3")
@@ -78,6 +80,7 @@ def install() -> Path:
     with open(folder.with_name(folder.name + ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if stamp.exists() and stamp.read_text() == wanted:
+            _install_plugin(folder)
             return python
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)])
@@ -87,8 +90,19 @@ def install() -> Path:
             _run([sys.executable, "-m", "uv", "pip", "install", *options, *requirements])
         else:
             _run([str(python), "-m", "pip", "install", *requirements])
+        _install_plugin(folder)
         stamp.write_text(wanted)
     return python
+
+
+def _install_plugin(environment: Path) -> None:
+    """Copy the plugin for Slurm to where Jobmon looks for it, unless it is there."""
+    (plugins,) = environment.glob("lib/python*/site-packages/jobmon/plugins")
+    target = plugins / "slurm.py"
+    if not target.exists() or target.read_bytes() != PLUGIN.read_bytes():
+        draft = target.with_suffix(".draft")
+        shutil.copy(PLUGIN, draft)
+        draft.replace(target)  # a Jobmon of another process may read it just now
 
 
 def _run(command: list[str], env: dict[str, str] | None = None) -> str:
@@ -163,6 +177,7 @@ class JobmonSandbox:
         self._worker: Child | None = None
         self._executors: list[Child] = []
         self._markers = 0
+        self._queues: dict[str, str] = {}  # of clusters that were added
         self._reading = threading.Lock()
         self._seen: list[SeenRequest] = []
         self._read_up_to = 0
@@ -324,6 +339,18 @@ class JobmonSandbox:
 
     # Workflows
 
+    def add_slurm(self, partition: str) -> None:
+        """Let Jobmon know the cluster ``slurm``, whose tasks are array jobs of a partition of a Slurm.
+
+        Who executes a run there needs Slurm's commands and, for another than this machine's own, SLURM_CONF.
+        """
+        of_type = "SELECT name, id FROM cluster_type WHERE name = ?"
+        of_cluster = "SELECT ?, id, '{}' FROM cluster WHERE name = ?"
+        self.change("INSERT INTO cluster_type (name) VALUES (?)", SLURM)
+        self.change(f"INSERT INTO cluster (name, cluster_type_id) {of_type}", SLURM)
+        self.change(f"INSERT INTO queue (name, cluster_id, parameters) {of_cluster}", partition, SLURM)
+        self._queues[SLURM] = partition
+
     def make_workflow(
         self, kind: str, *, tasks: int = 3, cluster: str = CLUSTER, waits: bool = False
     ) -> SandboxWorkflow:
@@ -343,7 +370,8 @@ class JobmonSandbox:
         if waits or kind == "running":
             command = f"until test -e {marker}; do sleep 0.2; done"
         commands = [f"{command} && echo {n}" for n in range(tasks)]
-        workflow_id = self._work("make_workflow", commands=commands, cluster=cluster)
+        queue = self._queues.get(cluster, "null.q")
+        workflow_id = self._work("make_workflow", commands=commands, cluster=cluster, queue=queue)
         if kind == "new":
             return SandboxWorkflow(workflow_id, None, marker)
         workflow_run_id = self._work("create_run", workflow_id=workflow_id)
@@ -360,15 +388,21 @@ class JobmonSandbox:
         return SandboxWorkflow(workflow_id, workflow_run_id, marker)
 
     def make_workflow_in(
-        self, run_status: str, *, tasks: int = 1, good_for: float = 3600, waits: bool = False
+        self,
+        run_status: str,
+        *,
+        tasks: int = 1,
+        cluster: str = CLUSTER,
+        good_for: float = 3600,
+        waits: bool = False,
     ) -> SandboxWorkflow:
         """Make a workflow whose run has a status, without executing anything: quick.
 
         :param run_status: L, B, I, O, R, C, D, E or A.
         :param good_for: seconds until the run counts as lost.
-        :param waits: see :meth:`make_workflow`.
+        :param cluster, waits: see :meth:`make_workflow`.
         """
-        workflow = self.make_workflow("new", tasks=tasks, waits=waits)
+        workflow = self.make_workflow("new", tasks=tasks, cluster=cluster, waits=waits)
         body = {"workflow_id": workflow.workflow_id, "user": "sandbox", "jobmon_version": "sandbox"}
         reply = self.post("/api/v2/workflow_run", {**body, "next_report_increment": good_for})
         run: int = reply["workflow_run_id"]

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 
-def make_workflow(commands: list[str], cluster: str) -> int:
+def make_workflow(commands: list[str], cluster: str, queue: str) -> int:
     """Bind a workflow of independent tasks that run these shell commands, and do not run it."""
     from jobmon.client.api import Tool
 
@@ -28,7 +28,7 @@ def make_workflow(commands: list[str], cluster: str) -> int:
         name=name,
         workflow_args=name,
         default_cluster_name=cluster,
-        default_compute_resources_set={cluster: {"queue": "null.q"}},
+        default_compute_resources_set={cluster: {"queue": queue}},
     )
     workflow.add_tasks(
         template.create_task(name=f"task-{n}", command=command, max_attempts=1)

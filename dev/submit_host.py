@@ -51,6 +51,7 @@ class SubmitHost:
         self._settings = {name: environment[name] for name in environment if name.startswith(kept)}
         self._server = server
         self._folder = Path()
+        self._port = 0
         self._child: Child | None = None
 
     def __enter__(self) -> SubmitHost:
@@ -68,16 +69,15 @@ class SubmitHost:
             self._child = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self) -> None:
-        for name in ("host", "user"):
-            key = asyncssh.generate_private_key("ssh-ed25519")
-            (self._folder / name).touch(mode=0o600)
-            key.write_private_key(self._folder / name)
-            key.write_public_key(self._folder / f"{name}.pub")
-        (port,) = free_ports(1)
-        home = self._folder / "home"
-        home.mkdir()
-        settings = {**self._settings, "HOME": str(home)}
+    def kill(self) -> None:
+        """Kill the server and all its sessions, as a crash would."""
+        assert self._child is not None
+        self._child.kill()
+
+    def restart(self) -> None:
+        """Start a killed server again, where it was, and wait until it listens."""
+        port = self._port
+        settings = {**self._settings, "HOME": str(self._folder / "home")}
         child = self._child = Child(
             self._server(port, self._folder, settings),
             env={"PATH": os.environ.get("PATH", os.defpath), **settings},
@@ -92,14 +92,24 @@ class SubmitHost:
             return False
 
         wait_until(listening, 20, "the SSH server to listen")
-        self.connection = self._connection(port)
 
-    def _connection(self, port: int) -> dict[str, object]:
+    def _start(self) -> None:
+        for name in ("host", "user"):
+            key = asyncssh.generate_private_key("ssh-ed25519")
+            (self._folder / name).touch(mode=0o600)
+            key.write_private_key(self._folder / name)
+            key.write_public_key(self._folder / f"{name}.pub")
+        (self._folder / "home").mkdir()
+        (self._port,) = free_ports(1)
+        self.restart()
+        self.connection = self._connection()
+
+    def _connection(self) -> dict[str, object]:
         host_key = " ".join((self._folder / "host.pub").read_text().split()[:2])
         return {
             "conn_type": "ssh",
             "host": "127.0.0.1",
-            "port": port,
+            "port": self._port,
             "login": getpass.getuser(),
             "extra": {
                 "key_file": str(self._folder / "user"),

@@ -87,6 +87,8 @@ class AsyncExecution:
             if job is not None:
                 await self._drive(self.follower.follow())
                 with self._logging():
+                    if self.follower.was_stopped:
+                        await self._host.run(find_launcher(self._launcher).end(job, kill=False))
                     await self._host.run(files.remove(job.folder))
         except Exception as error:  # the trigger must not wait for ever
             self.follower.refused = f"the executor can no longer be followed: {error!r}"

@@ -140,6 +140,8 @@ class _Owner:
     def __init__(self, lifeline: int | None, taken_file: str | None = None) -> None:
         self.lifeline = lifeline
         self._taken_file = taken_file
+        self.taken_before = taken_file is not None and os.path.exists(taken_file)
+        """An executor that this very job has started before has asked for the run, and is dead by now."""
         self.taken = threading.Event()
         """Set once the run is the executor's: just before the server is asked for it."""
         self.exists = lifeline is not None
@@ -266,11 +268,15 @@ class _Run:
                 time.sleep(0.5)
                 continue
             if status != "L":
-                raise Failure(
-                    Exit.NOT_TAKEN,
-                    f"workflow run {self.workflow_run_id} is {_named(status)}, not LINKING (L)",
-                )
+                raise self._not_linking(status)
             return
+
+    def _not_linking(self, status: str) -> Failure:
+        run = f"workflow run {self.workflow_run_id}"
+        if self._owner.taken_before:
+            what = f"this job has begun before, and its executor then has left {run} {_named(status)}"
+            return Failure(Exit.FAILED, what)
+        return Failure(Exit.NOT_TAKEN, f"{run} is {_named(status)}, not LINKING (L)")
 
     def keep_linking(self) -> None:
         """Keep the run's heartbeat good until it is taken: nothing else may do so that long."""
@@ -734,7 +740,7 @@ def _take(path: str) -> dict[str, str]:
         os.unlink(path)
     except FileNotFoundError:
         what = "the credentials for Jobmon are gone: this job has begun before, and read them then"
-        raise Failure(Exit.NOT_TAKEN, what) from None
+        raise Failure(Exit.FAILED, what) from None
     return secrets
 
 

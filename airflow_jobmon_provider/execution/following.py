@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from airflow_jobmon_provider.client.conversations import Log
 from airflow_jobmon_provider.execution.command import Command, HostNotReached, HostRefused
+from airflow_jobmon_provider.execution.executor import Exit
 from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import JobSeen, JobStage
 from airflow_jobmon_provider.execution.said import Said
@@ -128,6 +129,11 @@ class Follower:
     def exit_code(self) -> int | None:
         """The executor's exit code; None: it has not ended by itself."""
         return self.seen.left.exit_code if self.seen is not None else None
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a signal has ended the executor: the scheduler may be about to put its job back."""
+        return self.exit_code == Exit.STOPPED
 
     @property
     def has_taken(self) -> bool:

@@ -196,6 +196,7 @@ if ! mkdir "$run"/claim 2>/dev/null; then
   # A job that the scheduler has put back into its queue may go on; any other one is one too many.
   read -r by <"$run"/claim/by
   if [ "$launcher" = process ] || [ "$by" != "$SLURM_JOB_ID" ]; then exit 0; fi
+  rm -f "$run"/exit
 fi
 if [ "$launcher" = process ]; then by=$$; else by=$SLURM_JOB_ID; fi
 echo "$by" >"$run"/claim/by

@@ -112,9 +112,11 @@ class JobExecution:
             self._started.set()
             if self.follower.job is not None:
                 self._wait_to_follow()
-                folder = self.follower.job.folder
+                job = self.follower.job
                 self._drive(self.follower.follow())
-                self._clean_up(folder)
+                if self.follower.was_stopped:
+                    self._try(self._launcher.end(job, kill=False))
+                self._clean_up(job.folder)
             self._ended.set()
         except _LetGo:
             pass

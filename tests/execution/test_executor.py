@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,13 @@ def start(
     python: Path | None = None,
     cluster: str = "multiprocess",
     env: dict[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     arguments = [
         f"--workflow-id={workflow.workflow_id}",
         f"--workflow-run-id={workflow.workflow_run_id}",
         f"--cluster-name={cluster}",
+        *options,
     ]
     # Not a pipe: what outlives the executor would hold it open.
     with output_of(sandbox, workflow).open("w") as output:
@@ -166,6 +169,29 @@ def test_a_run_that_is_not_linking_is_left_alone(sandbox: JobmonSandbox, status:
     assert code == Exit.NOT_TAKEN
     assert last.endswith(f"({status}), not LINKING (L)")
     assert latest(sandbox, workflow) == status
+
+
+def test_what_the_same_job_has_left_is_not_taken_for_somebody_elses(
+    sandbox: JobmonSandbox, tmp_path: Path
+) -> None:
+    """Slurm has put it back into its queue; the task, which reads the exit code, is to end the run."""
+    workflow = sandbox.make_workflow_in("B")
+    taken = tmp_path / "taken"
+    taken.touch()
+    code, last, _ = outcome(sandbox, workflow, start(sandbox, workflow, options=[f"--taken-file={taken}"]))
+    assert code == Exit.FAILED
+    what = f"its executor then has left workflow run {workflow.workflow_run_id} BOUND (B)"
+    assert last == f"executor: this job has begun before, and {what}"
+
+
+def test_without_its_credentials_a_job_that_begins_again_is_over(
+    sandbox: JobmonSandbox, linking: MakeRun, tmp_path: Path
+) -> None:
+    workflow = linking()
+    options = [f"--secrets={tmp_path / 'gone'}"]
+    code, last, _ = outcome(sandbox, workflow, start(sandbox, workflow, options=options))
+    assert code == Exit.FAILED
+    assert last.startswith("executor: the credentials for Jobmon are gone: this job has begun before")
 
 
 def test_a_run_that_does_not_exist_is_told_at_once(sandbox: JobmonSandbox) -> None:

@@ -20,7 +20,6 @@ from dev.jobmon_sandbox import wait_until
 from dev.slurm import Slurm
 from tests import stranger
 from tests.execution.hostile import lines, texts
-from tests.stack.slurm_site import connected, host, jobmon  # noqa: F401  # fixtures
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("connected")]
 

@@ -11,7 +11,6 @@ import pytest
 from dev.jobmon_sandbox import JobmonSandbox
 from dev.slurm import Slurm
 from tests.operators.killed import CREATED, Deaths, failed_workflow, stand_in, steps_of
-from tests.stack.slurm_site import connected, host, jobmon  # noqa: F401  # fixtures
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("connected")]
 

@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
-from airflow.triggers.base import BaseTrigger
+from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_jobmon_provider.execution.files import read_output
 from airflow_jobmon_provider.execution.hosts import ThisHost
 from airflow_jobmon_provider.execution.job import Job, JobSpec
 from airflow_jobmon_provider.execution.launchers.slurm import LAUNCHER
-from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator
-from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
+from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from dev.slurm import Slurm
-from tests.airflow_task import Tries, fire, resume, stored
 from tests.airflow_task import kill as kill_trigger
-from tests.stack.slurm_site import PASSWORD, connected, host, jobmon  # noqa: F401  # fixtures
+from tests.stack.slurm.runs import PASSWORD, Make, deferred, failed, job_number, newest_run, run_while
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("connected")]
 
@@ -35,94 +32,17 @@ HANDOFF_TIMEOUT = 15.0  # seconds
 everywhere = pytest.mark.parametrize("place", PLACES)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "jobs $HOME;'"
-
-
-@pytest.fixture
-def make(jobmon: JobmonSandbox, folder: Path) -> Callable[..., CreateWorkflowRunOperator]:
-    """Make the operator for a workflow."""
-
-    def operator(workflow: SandboxWorkflow, **options: Any) -> CreateWorkflowRunOperator:
-        options = {
-            "cluster_name": "multiprocess",
-            "jobmon_python": str(jobmon.python),
-            "launcher": "slurm",
-            "remote_dir": str(folder),
-            "workflow_run_heartbeat_interval": 2,
-            "heartbeat_report_by_buffer": 20,
-            "poll_interval": 1,
-            **options,
-        }
-        return CreateWorkflowRunOperator(task_id="run", workflow_id=workflow.workflow_id, **options)
-
-    return operator
-
-
-def failed(jobmon: JobmonSandbox, *, waits: bool = False) -> SandboxWorkflow:
-    workflow = jobmon.make_workflow_in("E", tasks=2, waits=waits)
-    jobmon.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
-    return workflow
-
-
-class Task:
-    """A task that is under way: executed, or deferred and in its trigger."""
-
-    def __init__(self, operator: CreateWorkflowRunOperator) -> None:
-        self._operator = operator
-        self._context = Tries().next()
-        self.xcoms = self._context["ti"].xcoms
-
-    async def run(self) -> Any:
-        try:
-            return await asyncio.to_thread(self._operator.execute, self._context)
-        except TaskDeferred as deferred:
-            event = await fire(deferred.trigger)
-            return resume(self._operator, deferred, event, self._context)
-
-
-def run_while(operator: CreateWorkflowRunOperator, act: Callable[[], object]) -> Any:
-    """Run a task to its end, and do something meanwhile."""
-
-    async def go() -> Any:
-        task = asyncio.create_task(Task(operator).run())
-        await asyncio.to_thread(act)
-        return await task
-
-    return asyncio.run(go())
-
-
-def deferred(operator: CreateWorkflowRunOperator) -> BaseTrigger:
-    with pytest.raises(TaskDeferred) as error:
-        operator.execute(Tries().next())
-    return stored(error.value.trigger)
-
-
-def newest_run(jobmon: JobmonSandbox, workflow: SandboxWorkflow, status: str) -> int:
-    """Wait until the workflow's newest run has a status, and return its id."""
-    wait_until(lambda: jobmon.runs(workflow.workflow_id)[-1][1] == status, 60, f"a run in {status}")
-    return jobmon.runs(workflow.workflow_id)[-1][0]
-
-
 def beaten_for(jobmon: JobmonSandbox, run: int) -> float:
     """Return the seconds from the first heartbeat of a run to the latest."""
     beats = jobmon.requests(f"/workflow_run/{run}/log_heartbeat")
     return beats[-1].time - beats[0].time if beats else 0.0
 
 
-def job_number(folder: Path) -> str:
-    """Wait for the only job and return its number."""
-    handle = wait_until(lambda: next(iter(folder.glob("runs/*/handle")), None), 60, "a job")
-    assert handle is not None
-    return handle.read_text().strip()
-
-
 @everywhere
 def test_a_job_executes_the_run(
     jobmon: JobmonSandbox,
     slurm: Slurm,
-    make: Callable[..., CreateWorkflowRunOperator],
+    make: Make,
     folder: Path,
     place: dict[str, Any],
     logged: Callable[[], str],
@@ -181,7 +101,7 @@ def assert_nothing_secret(slurm: Slurm, number: str, folder: Path) -> None:
 )
 def test_a_job_that_ends_before_it_has_the_run_aborts_it(
     jobmon: JobmonSandbox,
-    make: Callable[..., CreateWorkflowRunOperator],
+    make: Make,
     place: dict[str, Any],
     options: dict[str, Any],
     says: str,
@@ -192,9 +112,7 @@ def test_a_job_that_ends_before_it_has_the_run_aborts_it(
     assert jobmon.runs(workflow.workflow_id)[-1][1] == "A"
 
 
-def test_a_job_that_is_too_late_says_so(
-    jobmon: JobmonSandbox, make: Callable[..., CreateWorkflowRunOperator]
-) -> None:
+def test_a_job_that_is_too_late_says_so(jobmon: JobmonSandbox, make: Make) -> None:
     workflow = failed(jobmon)
     slow = make(workflow, setup_commands=["sleep 300"], launcher_options={"time": 1}, deferrable=True)
     with pytest.raises(AirflowException, match=r"^Slurm job \d+ ended TIMEOUT after 1:00"):
@@ -206,7 +124,7 @@ def test_a_job_that_is_too_late_says_so(
 def test_a_job_that_waits_too_long_is_cancelled(
     jobmon: JobmonSandbox,
     slurm: Slurm,
-    make: Callable[..., CreateWorkflowRunOperator],
+    make: Make,
     place: dict[str, Any],
 ) -> None:
     workflow = failed(jobmon)
@@ -222,7 +140,7 @@ def test_a_job_that_waits_too_long_is_cancelled(
 def test_a_controller_that_is_restarted_changes_nothing(
     jobmon: JobmonSandbox,
     slurm: Slurm,
-    make: Callable[..., CreateWorkflowRunOperator],
+    make: Make,
     place: dict[str, Any],
     logged: Callable[[], str],
 ) -> None:
@@ -243,7 +161,7 @@ def test_a_controller_that_is_restarted_changes_nothing(
 
 
 def test_marking_the_task_failed_cancels_a_job_that_waits(
-    jobmon: JobmonSandbox, slurm: Slurm, make: Callable[..., CreateWorkflowRunOperator], folder: Path
+    jobmon: JobmonSandbox, slurm: Slurm, make: Make, folder: Path
 ) -> None:
     workflow = failed(jobmon)
     trigger = deferred(make(workflow, launcher_options={"hold": True}, deferrable=True))
