@@ -50,7 +50,13 @@ def test_one_run_and_one_job_wherever_a_worker_dies(deaths: Deaths) -> None:
     ):
         assert moment in steps
     assert len(steps) >= 20
-    deaths.happen(steps, place)
+    # What comes before a step is the same moment as what comes after the last one: the proofs have both.
+    moments = [
+        step
+        for last, step in zip(["", *steps], steps, strict=False)
+        if not (step.startswith("before") and last.startswith("after"))
+    ]
+    deaths.happen(moments, place)
 
 
 @pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
