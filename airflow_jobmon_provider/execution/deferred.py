@@ -73,12 +73,16 @@ class DeferredExecutor:
         :param watch: watches the run.
         :param server: address by which that server is known.
         """
-        job = self.placement.job(requester.settings, heartbeat, server, workflow_id, workflow_run_id)
+        spec = self.placement.job(requester.settings, heartbeat, server, workflow_id, workflow_run_id)
+        if self._job is None:
+            start = self.placement.launcher.start(spec, self.placement.options)
+        else:  # what starts a job is long, as the executor is part of it
+            start = spec.attach()
         async with host_of(self.placement.ssh_conn_id) as host:
             execution = AsyncExecution(
                 host,
                 self.placement.launcher_name,
-                self.placement.launcher.start(job, self.placement.options),
+                start,
                 self._log,
                 requester.settings.secrets,
                 handoff_timeout=self.placement.handoff_timeout,
