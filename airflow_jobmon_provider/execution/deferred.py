@@ -11,7 +11,7 @@ from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.execution.async_execution import AsyncExecution
 from airflow_jobmon_provider.execution.async_hosts import host_of
-from airflow_jobmon_provider.execution.command import later
+from airflow_jobmon_provider.execution.command import Command, later
 from airflow_jobmon_provider.execution.hosts import this_machine
 from airflow_jobmon_provider.execution.job import Job, JobSpec
 from airflow_jobmon_provider.execution.placement import Placement
@@ -74,15 +74,11 @@ class DeferredExecutor:
         :param server: address by which that server is known.
         """
         spec = self.placement.job(requester.settings, heartbeat, server, workflow_id, workflow_run_id)
-        if self._job is None:
-            start = self.placement.launcher.start(spec, self.placement.options)
-        else:  # what starts a job is long, as the executor is part of it
-            start = spec.attach()
         async with host_of(self.placement.ssh_conn_id) as host:
             execution = AsyncExecution(
                 host,
                 self.placement.launcher_name,
-                start,
+                self._start(spec),
                 self._log,
                 requester.settings.secrets,
                 handoff_timeout=self.placement.handoff_timeout,
@@ -103,6 +99,11 @@ class DeferredExecutor:
                 if end.status is not None and end.status.is_terminal:
                     await execution.end()
         return end
+
+    def _start(self, spec: JobSpec) -> Command[Job]:
+        if self._job is None:
+            return self.placement.launcher.start(spec, self.placement.options)
+        return spec.attach()  # what starts a job is long, as the executor is part of it
 
     async def end(self, status: RunStatus | None, spec: JobSpec) -> None:
         """End it, after its run was given up because a user has ended the task.
