@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-from benchmarks import big_workflow, fleet, real, simulated, startup
+from benchmarks import big_workflow, fleet, real, simulated, startup, submit_host, waiting
 from benchmarks.figures import Figures
 
 PARTS = {
@@ -16,6 +16,7 @@ PARTS = {
     "fleet": fleet.fleet,
     "burst": fleet.burst,
     "behind_counts": fleet.behind_counts,
+    "waiting": waiting.waiting,
     "wait": real.wait,
     "detection": simulated.detection,
     "completion": simulated.completion,
@@ -23,6 +24,8 @@ PARTS = {
     "imports": startup.imports,
     "parse": startup.parse,
     "worker": real.worker,
+    "submission": submit_host.submission,
+    "log_lag": submit_host.log_lag,
     "big_workflow": big_workflow.big_workflow,
 }
 

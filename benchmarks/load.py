@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,19 +26,61 @@ AN_OLD_RUN = 86_400.0  # seconds: its young days, in which it is looked at more 
 
 def run_in_a_fresh_process(kind: str, url: str, **options: float) -> dict[str, Any]:
     """Run a client to its end and return what it measured."""
-    connection = {"conn_type": "jobmon", "host": url, "extra": {"route_prefix": "/api/v3"}}
-    environment = {
-        **os.environ,
-        "AIRFLOW_CONN_JOBMON_DEFAULT": json.dumps(connection),
-        "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
-    }
-    arguments = [f"{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "benchmarks.load", kind, url, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{kind} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    with Load(kind, url, options) as load:
+        return load.result()
+
+
+class Load:
+    """A client in a fresh process; a context manager.
+
+    :param kind: which.
+    :param url: the server's address.
+    :param options: the client's.
+    :param prefix: the server's route prefix.
+    """
+
+    def __init__(self, kind: str, url: str, options: Mapping[str, float], *, prefix: str = "/api/v3") -> None:
+        self._kind = kind
+        connection = {"conn_type": "jobmon", "host": url, "extra": {"route_prefix": prefix}}
+        self._environment = {
+            **os.environ,
+            "AIRFLOW_CONN_JOBMON_DEFAULT": json.dumps(connection),
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+        }
+        arguments = [f"{name}={value}" for name, value in options.items()]
+        self._command = [sys.executable, "-m", "benchmarks.load", kind, url, *arguments]
+
+    def __enter__(self) -> Load:
+        self._written = tempfile.TemporaryFile("w+")  # no pipe, whose reader may be busy with something else
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=self._written,
+            stderr=subprocess.STDOUT,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._written.close()
+
+    def end(self) -> dict[str, Any]:
+        """Tell a client that goes on until then to end, and return what it measured."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self.result()
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the client's end, and return what it measured."""
+        code = self._process.wait()
+        self._written.seek(0)
+        said = self._written.read()
+        if code:
+            raise RuntimeError(f"{self._kind} failed:\n{said[-4000:]}")
+        measured: dict[str, Any] = json.loads(said.splitlines()[-1])
+        return measured
 
 
 # --- Peers --------------------------------------------------------------------------------------------------
@@ -145,8 +189,11 @@ PEERS = {peer.__name__: peer for peer in (streams, aiohttp_session, session_per_
 # --- Triggers -----------------------------------------------------------------------------------------------
 
 
-def maker_of_triggers(interval: float, age: float, empty: bool) -> Callable[[int], Any]:
-    """Return what makes the trigger of a run: one that beats, or one that only sleeps."""
+def maker_of_triggers(interval: float | None, age: float, empty: bool) -> Callable[[int], Any]:
+    """Return what makes the trigger of a run: one that beats, or one that only sleeps.
+
+    :param interval: None: no user has set it.
+    """
     from airflow.triggers.base import BaseTrigger
 
     from airflow_jobmon_provider.triggers.jobmon import WorkflowRunHeartbeatTrigger
@@ -190,11 +237,6 @@ async def triggers(
     CPU time is counted from ``settle`` seconds after the start on, or with it. The lag of the loop is how
     late sleeps of ``sample`` seconds end.
     """
-
-    async def consume(trigger: Any) -> None:
-        async for _ in trigger.run():
-            pass
-
     make = maker_of_triggers(interval, age, bool(empty))
     lags: list[tuple[float, float]] = []
     wall, cpu = time.perf_counter(), time.process_time()
@@ -219,6 +261,42 @@ async def triggers(
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*tasks, return_exceptions=True)
+    return measured
+
+
+async def consume(trigger: Any) -> None:
+    """Run a trigger to its event."""
+    async for _ in trigger.run():
+        pass
+
+
+async def waiting(url: str, count: float) -> dict[str, Any]:
+    """Run the triggers of runs that have waited for a day, at the default interval, until told to end.
+
+    :returns: when each heartbeat was due and when its reply came; infinite: there was none.
+    """
+    from airflow_jobmon_provider.client.async_requester import AsyncRequester
+
+    beats: list[tuple[float, float]] = []
+    ask = AsyncRequester.ask
+
+    async def timed(self: AsyncRequester, call: Any, timeout: float | None = None) -> Any:
+        due, replied = time.time(), math.inf
+        try:
+            reply = await ask(self, call, timeout)
+            replied = time.time()
+            return reply
+        finally:
+            beats.append((due, replied))
+
+    AsyncRequester.ask = timed  # type: ignore[method-assign]
+    make = maker_of_triggers(None, AN_OLD_RUN, empty=False)
+    tasks = [asyncio.create_task(consume(make(run))) for run in range(int(count))]
+    await asyncio.to_thread(sys.stdin.read)
+    measured = {"beats": list(beats), "ended": sum(task.done() for task in tasks)}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     return measured
 
 
@@ -271,15 +349,24 @@ def resident_kib() -> float:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
+def processor_seconds(pid: int) -> float:
+    """CPU time that a process has used, in all its threads."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def quantile(values: list[float], share: float) -> float:
     """Return the value below which a share of all are."""
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
 
-async def main(kind: str, url: str, options: dict[str, float]) -> dict[str, float]:
+async def main(kind: str, url: str, options: dict[str, float]) -> dict[str, Any]:
     """Run one client."""
     if kind == "triggers":
         return await triggers(url, **options)
+    if kind == "waiting":
+        return await waiting(url, **options)
     if kind == "beats_behind_counts":
         return await beats_behind_counts(url, **options)
     import airflow.triggers.base  # noqa: F401  # peers, too, live in a triggerer, whose heap is large

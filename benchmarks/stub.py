@@ -152,9 +152,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Server]:
-    """Run the server as long as the block lasts."""
-    (port,) = free_ports(1)
+def running(port: int | None = None) -> Iterator[Server]:
+    """Run the server as long as the block lasts.
+
+    :param port: where. Default: at one that is free.
+    """
+    port = port or free_ports(1)[0]
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.stub", str(port)])
     server = Server(f"http://127.0.0.1:{port}")
     try:

@@ -253,6 +253,12 @@ class JobmonSandbox:
         assert self._server is not None
         self._server.kill(signal.SIGKILL)
 
+    @property
+    def server_pid(self) -> int:
+        """Id of the server's process."""
+        assert self._server is not None
+        return self._server.pid
+
     def pause_server(self) -> None:
         """Stop the server in its tracks: it accepts connections and answers none."""
         assert self._server is not None
@@ -494,9 +500,12 @@ class JobmonSandbox:
         with contextlib.closing(connect_to_mariadb(self._database_uri)) as mariadb, mariadb.cursor() as mysql:
 
             def execute(sql: str, rows: Iterable[Sequence[object]]) -> Any:
+                mariadb.begin()  # else each row would be a transaction, which waits for the disk
                 for row in rows:
                     mysql.execute(sql.replace("?", "%s"), row)
-                return mysql.fetchall()
+                found = mysql.fetchall()
+                mariadb.commit()
+                return found
 
             yield execute
 
@@ -514,6 +523,22 @@ class JobmonSandbox:
             [(f"copy-{workflow_id}-{newest}-{number}", workflow_id) for number in range(count)],
         )
         return [copy for (copy,) in self.query("SELECT id FROM workflow WHERE id > ?", newest)]
+
+    def copy_run(self, workflow: SandboxWorkflow, count: int) -> list[int]:
+        """Copy a workflow and its run in the database, without their tasks.
+
+        :returns: the ids of the runs that were made.
+        """
+        copies = self.copy_workflow(workflow.workflow_id, count)
+        columns = "user, jobmon_version, status, created_date, status_date, heartbeat_date"
+        copied = ", ".join(f"run.{column}" for column in columns.split(", "))
+        self.change(
+            f"INSERT INTO workflow_run (workflow_id, {columns}) SELECT workflow.id, {copied}"
+            " FROM workflow, workflow_run AS run WHERE run.id = ? AND workflow.id >= ? ORDER BY workflow.id",
+            *(workflow.workflow_run_id, copies[0]),
+        )
+        runs = self.query("SELECT id FROM workflow_run WHERE workflow_id >= ? ORDER BY id", copies[0])
+        return [run for (run,) in runs]
 
     def workflow_status(self, workflow_id: int) -> str:
         """Code of a workflow's status."""

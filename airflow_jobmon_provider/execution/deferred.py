@@ -11,7 +11,7 @@ from airflow_jobmon_provider.client.heartbeat import Heartbeat, KeepAlive
 from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.execution.async_execution import AsyncExecution
 from airflow_jobmon_provider.execution.async_hosts import host_of
-from airflow_jobmon_provider.execution.command import later
+from airflow_jobmon_provider.execution.command import Command, later
 from airflow_jobmon_provider.execution.hosts import this_machine
 from airflow_jobmon_provider.execution.job import Job, JobSpec
 from airflow_jobmon_provider.execution.placement import Placement
@@ -74,12 +74,11 @@ class DeferredExecutor:
         :param watch: watches the run.
         :param server: address by which that server is known.
         """
-        job = self.placement.job(requester.settings, heartbeat, server, workflow_id, workflow_run_id)
+        spec = self.placement.job(requester.settings, heartbeat, server, workflow_id, workflow_run_id)
         async with host_of(self.placement.ssh_conn_id) as host:
             follower = self.placement.follower(host.name, self._log, requester.settings.secrets)
             follower.job = self._job
-            start = self.placement.launcher.start(job, self.placement.options)
-            execution = AsyncExecution(host, self.placement.launcher_name, start, follower)
+            execution = AsyncExecution(host, self.placement.launcher_name, self._start(spec), follower)
             async with execution.following():
                 watching = watch_executor(
                     workflow_run_id,
@@ -93,6 +92,11 @@ class DeferredExecutor:
                 if end.status is not None and end.status.is_terminal:
                     await execution.end()
         return end
+
+    def _start(self, spec: JobSpec) -> Command[Job]:
+        if self._job is None:
+            return self.placement.launcher.start(spec, self.placement.options)
+        return spec.attach()  # what starts a job is long, as the executor is part of it
 
     async def end(self, status: RunStatus | None, spec: JobSpec) -> None:
         """End it, after its run was given up: a user has ended the task, or its time is over.
