@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from typing import Any
 
 from jobmon.core.cluster_protocol import ClusterDistributor, ClusterQueue, ClusterWorkerNode
@@ -30,6 +31,7 @@ _OPTIONS = {
     "runtime": "--time=0:{}",
     "project": "--account={}",
 }
+_MOMENT = 2.0  # seconds; an executor that was stopped gives its distributor five
 _OUT_OF_RESOURCES = {"OUT_OF_MEMORY", "TIMEOUT"}
 
 
@@ -114,14 +116,22 @@ class SlurmDistributor(ClusterDistributor):
         """Nothing has to be started."""
 
     def stop(self) -> None:
-        """Cancel what is left: nobody asks after it any more. No further signal breaks this off."""
+        """Cancel what is left: nobody asks after it any more. No further signal breaks this off.
+
+        A task that has just said how it ended has a moment to end its job by itself.
+        """
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        deadline = time.monotonic() + _MOMENT
         try:
-            active = {job.partition("_")[0] for job in self._active()}
-            self.terminate_task_instances(sorted(self._jobs & active))
+            while (left := self._left()) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            self.terminate_task_instances(sorted(left))
         except OSError as error:
             logger.warning("jobs may be left behind: %s", error)
+
+    def _left(self) -> set[str]:
+        return self._jobs & {job.partition("_")[0] for job in self._active()}
 
     def submit_to_batch_distributor(
         self, command: str, name: str, requested_resources: dict[str, Any]

@@ -57,11 +57,15 @@ PartitionName=long Nodes=node Default=YES MaxTime=INFINITE State=UP OverSubscrib
 """
 
 
+def absent_programs() -> list[str]:
+    """Return which of Slurm's programs are not installed."""
+    programs = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
+    return [name for name in programs if shutil.which(name, path=_PATH) is None]
+
+
 def missing() -> str:
     """Return what keeps a Slurm from being started here, in one line; empty: nothing."""
-    programs = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
-    absent = [name for name in programs if shutil.which(name, path=_PATH) is None]
-    if absent:
+    if absent := absent_programs():
         return (
             f"no {', '.join(absent)} (Debian: apt-get install --no-install-recommends {' '.join(PACKAGES)})"
         )

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from airflow.triggers.base import BaseTrigger
 
 from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from dev.launcher import Child
@@ -73,7 +74,7 @@ def defer_all(jobmon: JobmonSandbox, make: Make, folder: Path) -> None:
     original = jobmon.make_workflow("new", tasks=1)
     python = str(stand_in(folder))
 
-    def defer(number: int, workflow_id: int) -> object:
+    def defer(number: int, workflow_id: int) -> BaseTrigger:
         workflow = SandboxWorkflow(workflow_id, None, original.marker)
         hold = {"launcher_options": {"hold": number % 2 == 0}, "jobmon_python": python}
         return deferred(make(workflow, ssh_conn_id="submit_host", deferrable=True, **hold))
