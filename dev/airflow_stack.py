@@ -180,6 +180,9 @@ class AirflowStack(AirflowApi):
         for connection, definition in self._connections.items():
             environment[f"AIRFLOW_CONN_{connection.upper()}"] = definition
         environment["AIRFLOW_HOME"] = str(self.directory.resolve())
+        home = self.directory.resolve() / "home"
+        home.mkdir(exist_ok=True)
+        environment["HOME"] = str(home)  # jobs begin in login shells, whose profile may do anything
         environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1,localhost," + environment.get(
             "NO_PROXY", ""
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,17 @@ from tests.order import (  # noqa: F401  # a fixture and hooks
 from tests.running_airflow import LOGS_WITH_STRUCTLOG
 from tests.stub_server import StubServer
 from tests.teardown_limit import pytest_runtest_teardown  # noqa: F401  # a hook of pytest's
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def own_home(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let jobs, which begin in a login shell, meet no profile of the developer's, and leave nothing there."""
+    monkeypatch.setenv("HOME", str(empty_home))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,11 @@ from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 MakeRun = Callable[..., SandboxWorkflow]
 
 
+@pytest.fixture(autouse=True)
+def _at_home(own_home: None) -> None:
+    """Run jobs with a home of the tests' own."""
+
+
 @pytest.fixture
 def linking(sandbox: JobmonSandbox) -> MakeRun:
     """Make a workflow whose run is LINKING, good for an hour, and whose tasks do what a command says."""

@@ -17,6 +17,11 @@ from dev.submit_host import SubmitHost
 from tests.stack.slurm.runs import PASSWORD, Make
 
 
+@pytest.fixture(autouse=True)
+def _at_home(own_home: None) -> None:
+    """Run jobs with a home of the tests' own."""
+
+
 @pytest.fixture(scope="session")
 def jobmon() -> Iterator[JobmonSandbox]:
     """With quick heartbeats, and a cluster ``slurm`` whose tasks are jobs, too. No reaper is at work."""
