@@ -31,15 +31,23 @@ def jobmon() -> Iterator[JobmonSandbox]:
 
 
 @pytest.fixture(scope="session")
-def host(jobmon: JobmonSandbox, slurm: Slurm) -> Iterator[SubmitHost]:
-    environment = {**jobmon.environment(), **slurm.environment}
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty home: what is killed here may be a shell that is just reading its user's start-up files."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def host(jobmon: JobmonSandbox, slurm: Slurm, home: Path) -> Iterator[SubmitHost]:
+    environment = {**jobmon.environment(), **slurm.environment, "HOME": str(home)}
     with SubmitHost(environment, server=services.sshd_server) as host:
         yield host
 
 
 @pytest.fixture
-def connected(jobmon: JobmonSandbox, slurm: Slurm, host: SubmitHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in slurm.environment.items():
+def connected(
+    jobmon: JobmonSandbox, slurm: Slurm, host: SubmitHost, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**slurm.environment, "HOME": str(home)}.items():
         monkeypatch.setenv(name, value)
     extra = {"route_prefix": "/api/v2", "retries_timeout": 0}
     server = {"conn_type": "jobmon", "host": jobmon.url, "login": "me", "password": PASSWORD, "extra": extra}
