@@ -135,6 +135,7 @@ async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
     await process.stdout.drain()
     await process.stderr.drain()
     process.exit(await shell.wait())
+    await process.wait_closed()  # else what asyncssh waits for is thrown away, with a warning for each
 
 
 async def serve(port: int, folder: Path) -> None:

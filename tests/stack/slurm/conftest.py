@@ -19,7 +19,7 @@ from tests.stack.slurm.runs import PASSWORD, Make
 
 @pytest.fixture(autouse=True)
 def _at_home(own_home: None) -> None:
-    """Run jobs with a home of the tests' own."""
+    """Run jobs with a home of the tests' own: what is killed may be a shell that reads its user's profile."""
 
 
 @pytest.fixture(scope="session")
@@ -31,23 +31,15 @@ def jobmon() -> Iterator[JobmonSandbox]:
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty home: what is killed here may be a shell that is just reading its user's start-up files."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="session")
-def host(jobmon: JobmonSandbox, slurm: Slurm, home: Path) -> Iterator[SubmitHost]:
-    environment = {**jobmon.environment(), **slurm.environment, "HOME": str(home)}
+def host(jobmon: JobmonSandbox, slurm: Slurm) -> Iterator[SubmitHost]:
+    environment = {**jobmon.environment(), **slurm.environment}
     with SubmitHost(environment, server=services.sshd_server) as host:
         yield host
 
 
 @pytest.fixture
-def connected(
-    jobmon: JobmonSandbox, slurm: Slurm, host: SubmitHost, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {**slurm.environment, "HOME": str(home)}.items():
+def connected(jobmon: JobmonSandbox, slurm: Slurm, host: SubmitHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
     extra = {"route_prefix": "/api/v2", "retries_timeout": 0}
     server = {"conn_type": "jobmon", "host": jobmon.url, "login": "me", "password": PASSWORD, "extra": extra}
