@@ -80,13 +80,14 @@ def keep_logged(logged: Mapping[str, int]) -> Command[None]:
 
     :param logged: bytes, by the jobs' folders.
     """
-    lines = [f"echo {place} >{quote(folder + '/logged')}" for folder, place in logged.items()]
+    # A line more, the last of which counts: whoever reads the file meanwhile must not find it empty.
+    lines = [f"echo {place} >>{quote(folder + '/logged')}" for folder, place in logged.items()]
     return Command(script(lines, "true"), lambda answer: None)
 
 
 _LOGGED = """logged() {
   place=
-  { read -r place <"$1"/logged; } 2>/dev/null
+  { while read -r line; do place=$line; done <"$1"/logged; } 2>/dev/null
   echo "${place:-0}"
 }"""
 

@@ -20,7 +20,7 @@ from airflow_jobmon_provider.execution.command import (
     quote,
     script,
 )
-from airflow_jobmon_provider.execution.files import read_logged, read_output
+from airflow_jobmon_provider.execution.files import keep_logged, read_logged, read_output
 from airflow_jobmon_provider.execution.hosts import ThisHost
 from airflow_jobmon_provider.execution.job import Job, JobSpec
 from airflow_jobmon_provider.execution.launchers import JobStage, process, slurm
@@ -157,11 +157,13 @@ def test_a_large_output_is_read_in_parts(tmp_path: Path) -> None:
 
 def test_how_much_of_each_output_was_logged(tmp_path: Path) -> None:
     folders = [str(tmp_path / name) for name in ("a", "b b", "not there", "empty")]
-    for folder, text in zip(folders, ("7\n", "12\n", None, ""), strict=True):
+    for folder, text in zip(folders, ("7\n", "7\n12\n", None, ""), strict=True):
         if text is not None:
             Path(folder).mkdir()
             Path(folder, "logged").write_text(text)
     assert ThisHost().run(read_logged(folders)) == dict(zip(folders, (7, 12, 0, 0), strict=True))
+    ThisHost().run(keep_logged({folders[0]: 8}))
+    assert ThisHost().run(read_logged(folders[:1])) == {folders[0]: 8}
 
 
 def test_what_one_look_starts_does_not_grow_with_the_jobs(
