@@ -117,10 +117,9 @@ def heredoc(text: str, target: str) -> str:
     :param text: its lines; the last one ends with a newline.
     :param target: the file, as a shell reads it.
     """
-    end = "END"
-    while end in text.splitlines():
-        end += "_"
-    return f"cat > {target} <<'{end}'\n{text}{end}"
+    # No line begins like the end: it would be taken for it, or lose a byte (dash, where the next is not ASCII).
+    lines = "".join(f"|{line}\n" for line in text.removesuffix("\n").split("\n"))
+    return f"sed 's/^.//' > {target} <<'END'\n{lines}END"
 
 
 def script(*lines: str | Sequence[str]) -> str:

@@ -8,7 +8,7 @@ found again whatever was lost on the way here, and is never started twice:
 * ``claim/``: made by the first ``job.sh`` that begins; any other one ends at once.
 * ``handle``: how the launcher knows the job: a process, or a number of the scheduler's.
 * ``secrets``: the connection's credentials, which only its owner may read. The executor removes it.
-* ``output``: what the executor writes. ``logged``: the bytes of it that are in the task's log, a line each time.
+* ``output``: what the executor writes. ``logged``: the bytes of it in the task's log; its last line counts.
 * ``taken``: made when the executor takes the run. ``exit``: its exit code.
 """
 

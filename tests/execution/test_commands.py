@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from airflow_jobmon_provider.execution.command import (
     Answer,
@@ -43,11 +43,13 @@ def test_a_word_is_one_word(text: str) -> None:
 
 
 @some
+@example("END¡")
+@example("E¡\nEN¡\n|¡\nEND")
 @given(texts)
 def test_a_text_comes_into_a_file_as_it_is(tmp_path: Path, text: str) -> None:
     target = tmp_path / "file"
-    run(heredoc(f"END\n{text}\nEND_\n", quote(str(target))))
-    assert target.read_text() == f"END\n{text}\nEND_\n"
+    run(heredoc(f"END\n{text}\n|\n\n", quote(str(target))))
+    assert target.read_bytes().decode() == f"END\n{text}\n|\n\n"
 
 
 @some
