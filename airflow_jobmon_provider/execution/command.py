@@ -117,7 +117,7 @@ def heredoc(text: str, target: str) -> str:
     :param text: its lines; the last one ends with a newline.
     :param target: the file, as a shell reads it.
     """
-    # No line begins like the end: it would be taken for it, or lose a byte (dash, where the next is not ASCII).
+    # No line begins like the end: it would be taken for it, or lose a byte (in dash, before one not ASCII).
     lines = "".join(f"|{line}\n" for line in text.removesuffix("\n").split("\n"))
     return f"sed 's/^.//' > {target} <<'END'\n{lines}END"
 
