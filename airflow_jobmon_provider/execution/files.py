@@ -80,7 +80,7 @@ def keep_logged(logged: Mapping[str, int]) -> Command[None]:
 
     :param logged: bytes, by the jobs' folders.
     """
-    # A line more, the last of which counts: whoever reads the file meanwhile must not find it empty.
+    # A line more, the last of which counts: another reader must never find the file empty.
     lines = [f"echo {place} >>{quote(folder + '/logged')}" for folder, place in logged.items()]
     return Command(script(lines, "true"), lambda answer: None)
 

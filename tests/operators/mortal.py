@@ -1,7 +1,7 @@
 """A worker's process that executes one try of a task until it is deferred, and is killed at one of its steps.
 
-A step is a moment of an exchange with somebody else: a request to Jobmon, a message to Airflow, the SSH
-connection, a command for the host. Between two of them nothing happens that anybody could notice, so a
+A step is a moment of an exchange with another process: a request to Jobmon, a message to Airflow, the SSH
+connection, a command for the host. Between two of them nothing happens that could be noticed, so a
 process that is killed at each of them is killed everywhere. It is killed by SIGKILL, a real process each
 time: no handler, no ``finally`` and no other thread of it has a last word.
 """

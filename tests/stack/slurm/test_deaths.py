@@ -23,7 +23,7 @@ def test_one_run_and_one_job_of_slurm_wherever_a_worker_dies(
     ssh_conn_id: str | None,
     report: Callable[[str], None],
 ) -> None:
-    """Also Slurm itself has seen one job of each run, whoever submitted it."""
+    """Also Slurm itself has seen one job of each run, of all that were submitted."""
     deaths = Deaths(jobmon, tmp_path, python=stand_in(tmp_path))
     place: dict[str, Any] = {"ssh_conn_id": ssh_conn_id, "launcher": "slurm", "deferrable": True}
     steps = steps_of(deaths, place)

@@ -87,7 +87,7 @@ def assert_unseen(slurm: Slurm, job: Job, jobs: Path, password: str) -> None:
     script = stranger.run("scontrol", "write", "batch_script", job.handle, "-", environment=environment)
     mine = slurm.run("scontrol", "write", "batch_script", job.handle, "-")
     assert "Executes workflow run 8" in mine
-    # Not even to whoever may read all that Slurm keeps: script and environment in spool and state.
+    # Not even in all that Slurm keeps, and root may read: script and environment in spool and state.
     written = b"".join(map(content, Path(slurm.environment["SLURM_CONF"]).parent.rglob("*")))
     assert b"Executes workflow run 8" in written
     assert not any(text in shown + script + mine or text.encode() in written for text in texts)
