@@ -171,9 +171,7 @@ def test_a_run_that_is_not_linking_is_left_alone(sandbox: JobmonSandbox, status:
     assert latest(sandbox, workflow) == status
 
 
-def test_what_the_same_job_has_left_is_not_taken_for_anothers(
-    sandbox: JobmonSandbox, tmp_path: Path
-) -> None:
+def test_what_the_same_job_has_left_is_not_taken_for_anothers(sandbox: JobmonSandbox, tmp_path: Path) -> None:
     """Slurm has put it back into its queue; the task, which reads the exit code, is to end the run."""
     workflow = sandbox.make_workflow_in("B")
     taken = tmp_path / "taken"
