@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -81,11 +80,10 @@ def missing_parts() -> str:
 @contextlib.contextmanager
 def cluster_of(sandbox: JobmonSandbox) -> Iterator[Place]:
     """Start a Slurm and a submit host that leads to it. What they write is in temporary folders."""
-    home = {"HOME": tempfile.mkdtemp(prefix="home-")}
     with Slurm() as running:
         os.environ.update(running.environment)
         sandbox.add_slurm("long")
-        environment = {**sandbox.environment(), **running.environment, **home}
+        environment = {**sandbox.environment(), **running.environment}
         with SubmitHost(environment, server=services.sshd_server) as host:
             conf = {"partition": "long", "python": str(sandbox.python)}
             connections = {"submit_host": json.dumps(host.connection)}
