@@ -56,10 +56,10 @@ def run_while(operator: CreateWorkflowRunOperator, act: Callable[[], object]) ->
     return asyncio.run(go())
 
 
-def deferred(operator: CreateWorkflowRunOperator) -> BaseTrigger:
-    """Execute a task until it defers, and return its trigger."""
+def deferred(operator: CreateWorkflowRunOperator, tries: Tries | None = None) -> BaseTrigger:
+    """Execute a try of a task until it defers, and return its trigger."""
     try:
-        operator.execute(Tries().next())
+        operator.execute((tries or Tries()).next())
     except TaskDeferred as defers:
         return stored(defers.trigger)
     raise AssertionError("the task has not deferred")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from airflow_jobmon_provider.execution.job import Job, JobSpec
 from airflow_jobmon_provider.execution.launchers.slurm import LAUNCHER
 from dev.jobmon_sandbox import JobmonSandbox, wait_until
 from dev.slurm import Slurm
+from tests.airflow_task import Tries, fire
 from tests.airflow_task import kill as kill_trigger
 from tests.stack.slurm.runs import PASSWORD, Make, deferred, failed, job_number, newest_run, run_while
 
@@ -168,6 +170,35 @@ def test_marking_the_task_failed_cancels_a_job_that_waits(
     number = job_number(folder)
     asyncio.run(kill_trigger(trigger))
     newest_run(jobmon, workflow, "A")
+    wait_until(lambda: not slurm.run("squeue", "-h", "-j", number), 20, "the job to be cancelled")
+
+
+def test_a_time_that_is_over_cancels_a_job_that_waits(
+    jobmon: JobmonSandbox, slurm: Slurm, make: Make, folder: Path
+) -> None:
+    workflow = failed(jobmon)
+    trigger: Any = deferred(make(workflow, launcher_options={"hold": True}, deferrable=True))
+    number = job_number(folder)
+    trigger.deadline = time.time() + 2
+    assert asyncio.run(fire(trigger))["status"] == "timeout"
+    newest_run(jobmon, workflow, "A")
+    wait_until(lambda: not slurm.run("squeue", "-h", "-j", number), 20, "the job to be cancelled")
+
+
+def test_a_clear_of_which_nobody_tells_cancels_a_job_that_waits(
+    jobmon: JobmonSandbox, slurm: Slurm, make: Make, folder: Path
+) -> None:
+    """Before Airflow 3.3: the next try does."""
+    workflow, tries = failed(jobmon), Tries()
+    held = {"launcher_options": {"hold": True}, "deferrable": True}
+    deferred(make(workflow, **held), tries)
+    number = job_number(folder)
+    tries.clear()
+    deferred(make(workflow, **held), tries)
+    second = job_number(folder)
+    slurm.run("scancel", second)
+    assert second != number
+    assert [status for _, status in jobmon.runs(workflow.workflow_id)][-2:] == ["A", "L"]
     wait_until(lambda: not slurm.run("squeue", "-h", "-j", number), 20, "the job to be cancelled")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from dev.jobmon_sandbox import SLURM, JobmonSandbox, SandboxWorkflow, wait_until
 from dev.slurm import Slurm
 from dev.submit_host import SubmitHost
+from tests.airflow_task import fire
 from tests.airflow_task import kill as kill_trigger
 from tests.stack.slurm.runs import Make, deferred, failed, job_number, newest_run, run_while
 
@@ -147,6 +149,16 @@ def test_marking_the_task_failed_leaves_no_job_behind(
     trigger = deferred(make(workflow, **CHAIN))
     running(jobmon, workflow)
     asyncio.run(kill_trigger(trigger))
+    newest_run(jobmon, workflow, "T")
+    assert_no_job_is_left(slurm)
+
+
+def test_a_time_that_is_over_leaves_no_job_behind(jobmon: JobmonSandbox, slurm: Slurm, make: Make) -> None:
+    workflow = on_slurm(jobmon)
+    trigger: Any = deferred(make(workflow, **CHAIN))
+    running(jobmon, workflow)
+    trigger.deadline = time.time() + 2
+    assert asyncio.run(fire(trigger))["status"] == "timeout"
     newest_run(jobmon, workflow, "T")
     assert_no_job_is_left(slurm)
 
