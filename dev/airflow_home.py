@@ -13,6 +13,11 @@ _homes: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def own_airflow_home() -> None:
-    """Let this process, and those that it starts, use an empty Airflow home; it is removed at the end."""
+    """Let this process, and those that it starts, use an empty Airflow home; it is removed at the end.
+
+    A second call does nothing: tests use parts of the benchmarks.
+    """
+    if _homes:
+        return
     _homes.append(tempfile.TemporaryDirectory(prefix="airflow-home-"))
     os.environ["AIRFLOW_HOME"] = _homes[-1].name

@@ -116,14 +116,14 @@ def test_an_unknown_cluster_is_told_at_once_and_the_run_aborted(
 
 def test_a_cluster_without_its_plugin_aborts_the_run(sandbox: JobmonSandbox, linking: MakeRun) -> None:
     workflow = linking()
-    sandbox.change("INSERT OR IGNORE INTO cluster_type (id, name) VALUES (77, 'slurm')")
+    sandbox.change("INSERT OR IGNORE INTO cluster_type (id, name) VALUES (77, 'pbs')")
     sandbox.change(
         "INSERT OR IGNORE INTO cluster (id, name, cluster_type_id, connection_parameters)"
-        " VALUES (77, 'slurm', 77, '{}')"
+        " VALUES (77, 'pbs', 77, '{}')"
     )
-    code, last, _ = outcome(sandbox, workflow, start(sandbox, workflow, cluster="slurm"))
+    code, last, _ = outcome(sandbox, workflow, start(sandbox, workflow, cluster="pbs"))
     assert code == Exit.NO_CLUSTER
-    assert last.startswith("executor: cluster 'slurm' cannot be used: ")
+    assert last.startswith("executor: cluster 'pbs' cannot be used: ")
     assert latest(sandbox, workflow) == "A"
 
 

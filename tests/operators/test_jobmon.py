@@ -802,5 +802,5 @@ def test_events_are_plain_json(sandbox: JobmonSandbox) -> None:
     (event,) = run_task(create(workflow_id, deferrable=True)).events
     playing.join()
     ids = {"workflow_id", "workflow_run_id", "server"}
-    assert set(event) == {"status", "workflow_run_status", "message", *ids}
+    assert set(event) == {"status", "workflow_run_status", "message", "exit_code", *ids}
     assert json.loads(json.dumps(event)) == event

@@ -182,6 +182,7 @@ async def test_a_trigger_fires_success_when_the_run_is_done(sandbox: JobmonSandb
         "workflow_run_status": "D",
         "server": f"{sandbox.url}/api/v2",
         "message": f"workflow run {run} ended DONE (D): every task is done",
+        "exit_code": None,
     }
 
 
