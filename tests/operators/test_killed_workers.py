@@ -57,3 +57,11 @@ def test_one_run_and_one_job_wherever_a_worker_dies(deaths: Deaths) -> None:
         if not (step.startswith("before") and last.startswith("after"))
     ]
     deaths.happen(moments, place)
+
+
+@pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
+def test_a_worker_that_waits_itself_leaves_a_job_with_which_a_retry_goes_on(
+    deaths: Deaths, ssh_conn_id: str | None
+) -> None:
+    steps = ["before command 1", "amid command 1", "after command 1", "after command 3"]
+    deaths.happen(steps, {"ssh_conn_id": ssh_conn_id, "deferrable": False})
