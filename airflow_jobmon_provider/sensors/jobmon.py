@@ -140,7 +140,8 @@ class WorkflowRunSensor(JobmonSensor):
         ``exponential_backoff`` and ``max_wait`` say. In mode ``reschedule`` Airflow's scheduler and the queue
         of workers make each pause longer, and on a busy Airflow the run may be lost: better defer.
     :param workflow_run_heartbeat_interval: seconds or ``timedelta`` between heartbeats, if any. Default: the
-        connection's, else Jobmon's setting, 30.
+        connection's, else Jobmon's setting, 30; while deferred, four times that for a run that has been
+        LINKING for ten minutes.
     :param heartbeat_report_by_buffer: a heartbeat is good for the interval times this. Default: the
         connection's, else Jobmon's setting, 3.1.
     :param poll_interval: longest pause, in seconds or as a ``timedelta``, between the triggerer's looks at a
