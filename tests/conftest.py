@@ -20,6 +20,8 @@ from tests.running_airflow import LOGS_WITH_STRUCTLOG
 from tests.stub_server import StubServer
 from tests.teardown_limit import pytest_runtest_teardown  # noqa: F401  # a hook of pytest's
 
+pytest.register_assert_rewrite("tests.operators.placements")  # tests that several modules collect
+
 
 @pytest.fixture(scope="session")
 def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -69,8 +69,10 @@ def watch_executor(
     end: RunEnd | None = None
     try:
         end = yield from watch(keep_alive, status)
-        if end.status is not None and end.status.is_terminal and not executor.is_queued:
-            yield Pause(EXECUTOR_GRACE)  # until it has ended, too, and tells why
+        # What was seen of a job last may be older than the run's end: it may have begun, and ended the run.
+        may_tell_why = not executor.is_queued or end.outcome in (RunOutcome.DONE, RunOutcome.FAILED)
+        if end.status is not None and end.status.is_terminal and may_tell_why:
+            yield Pause(EXECUTOR_GRACE)  # until it has ended, too
     except ExecutorEnded:
         pass
     if end is None:
