@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -107,9 +108,20 @@ class Slurm:
         return done.stdout
 
     def kill_controller(self) -> None:
-        """Kill slurmctld, as a crash would."""
+        """Kill slurmctld, as a crash would, once it has saved its jobs: what it has not, it forgets."""
         assert self._controller is not None
+        self._save_jobs()
         self._controller.kill(signal.SIGKILL)
+
+    def _save_jobs(self) -> None:
+        """Wait until it has saved its jobs, as it does within seconds of a change."""
+        began = time.time()
+        jobs = self.run("squeue", "--noheader", "--format=%A").split()
+        for number in jobs:
+            self.run("scontrol", "update", f"JobId={number}", "Comment=saved")
+        saved = self._folder / "state" / "job_state"
+        if jobs:
+            wait_until(lambda: saved.exists() and saved.stat().st_mtime > began, 60, "jobs to be saved")
 
     def start_controller(self) -> None:
         """Start slurmctld, with the state that was saved, and wait until it answers."""

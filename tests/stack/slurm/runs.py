@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,10 +41,24 @@ class Task:
 
     async def run(self) -> Any:
         try:
-            return await asyncio.to_thread(self._operator.execute, self._context)
+            return await _in_a_daemon(lambda: self._operator.execute(self._context))
         except TaskDeferred as deferred:
             event = await fire(deferred.trigger)
             return resume(self._operator, deferred, event, self._context)
+
+
+async def _in_a_daemon(call: Callable[[], Any]) -> Any:
+    """Return what a call returns. A test that has failed does not wait for it: it may wait for the test."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def run_while(operator: CreateWorkflowRunOperator, act: Callable[[], object]) -> Any:
