@@ -95,6 +95,9 @@ class Starter:
             if status is RunStatus.LINKING:
                 return execution
             execution.wait_for_start(_START_PATIENCE)
+            if status.is_terminal and execution.follower.job is None:  # its output is not worth a longer wait
+                execution.let_go()
+                return None
             return None if execution.follower.refused is not None else execution
         if status is not RunStatus.LINKING:
             return None

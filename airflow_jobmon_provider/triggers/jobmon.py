@@ -55,6 +55,8 @@ _KILL_TIME = 28.0
 _KILL_ASKING = 15.0
 _KILL_READING = 5.0
 
+_END_PATIENCE = 5.0  # seconds for the host of an executor whose task's time is over
+
 
 class _ConnectionUnread(Exception):
     """The connection could not be read.
@@ -383,7 +385,7 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
         )
         end = await requester.converse(stopping, log=self.logger())
         if end.outcome is RunOutcome.TIMEOUT:
-            await self._end_executor(requester, end.status)
+            await self._end_executor(requester, end.status, _END_PATIENCE)
         return RunEvent.of(end, self.workflow_run_id, self.workflow_id)
 
     def _heartbeat(self, requester: AsyncRequester) -> Heartbeat:
@@ -483,10 +485,15 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             )
             status = await requester.converse(giving_up, log=self.log)
             self.log.info("workflow run %d is now %s", self.workflow_run_id, status or "out of reach")
-            await self._end_executor(requester, status)
+            await self._end_executor(requester, status, max(end - time.monotonic(), 0.0))
 
-    async def _end_executor(self, requester: AsyncRequester, status: RunStatus | None) -> None:
-        """End our own executor, which has no run any more, or give it time to end by itself."""
+    async def _end_executor(
+        self, requester: AsyncRequester, status: RunStatus | None, patience: float
+    ) -> None:
+        """End our own executor, which has no run any more, or give it time to end by itself.
+
+        :param patience: seconds for its host to answer: the task has to learn in time that its time is over.
+        """
         executor = self._own_executor()
         if executor is None or self.workflow_id is None or not (self.cancel_on_kill or status == "A"):
             return
@@ -496,9 +503,10 @@ class WorkflowRunHeartbeatTrigger(_JobmonTrigger):
             requester.settings, heartbeat, server, self.workflow_id, self.workflow_run_id
         )
         try:
-            await executor.end(status, job)
+            await wait_for(executor.end(status, job), patience)
         except Exception as error:  # the run has been given up all the same
-            self.log.warning("its executor could not be ended: %s", error)
+            why = str(error) or f"its host did not answer within {patience:.0f} s"
+            self.log.warning("the executor could not be ended: %s", why)
 
     def _event(self, status: str, message: str) -> RunEvent:
         from airflow_jobmon_provider.triggers.events import RunEvent

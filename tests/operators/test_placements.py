@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,6 +132,22 @@ def test_a_job_whose_task_timed_out_is_ended_unless_it_ends_by_itself(
     trigger.deadline = time.time() + 3
     assert asyncio.run(fire(trigger))["status"] == "timeout"
     wait_until(lambda: not group_members(pid), 30, "the job to be killed")
+
+
+def test_a_time_out_is_told_in_time_though_the_submit_host_is_silent(
+    sandbox: JobmonSandbox, make: Make, monkeypatch: pytest.MonkeyPatch, logged: Callable[[], str]
+) -> None:
+    workflow = failed(sandbox, waits=True)
+    trigger: Any = begin(make(workflow, ssh_conn_id="submit_host", deferrable=True), Tries())
+    run = last_run(sandbox, workflow.workflow_id)[0]
+    wait_until(lambda: sandbox.run_status(run) == "R", 60, "the run to be RUNNING")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        away = {**json.loads(os.environ["AIRFLOW_CONN_SUBMIT_HOST"]), "port": silent.getsockname()[1]}
+        monkeypatch.setenv("AIRFLOW_CONN_SUBMIT_HOST", json.dumps(away))
+        monkeypatch.setattr("airflow_jobmon_provider.triggers.jobmon._END_PATIENCE", 0.5)
+        trigger.deadline = time.time() + 2
+        assert asyncio.run(fire(trigger))["status"] == "timeout"
+    assert "the executor could not be ended: its host did not answer within" in logged()
 
 
 @everywhere
