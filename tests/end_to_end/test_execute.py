@@ -147,7 +147,7 @@ def test_a_run_is_executed_on_a_submit_host(
     e2e_sandbox: JobmonSandbox, airflow: AirflowStack, tmp_path: Path
 ) -> None:
     """No worker slot is held, and the executor's output is in the task's log all the same."""
-    workflow = e2e_sandbox.make_workflow_in("E", tasks=2)
+    workflow = e2e_sandbox.make_workflow_in("E", tasks=2, waits=True)
     e2e_sandbox.post(f"/api/v2/task/{workflow.workflow_id}/set_resume_state", {"reset_if_running": True})
     conf = {
         "workflow_id": workflow.workflow_id,
