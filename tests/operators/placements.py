@@ -37,6 +37,7 @@ def failed(sandbox: JobmonSandbox, *, waits: bool = False) -> SandboxWorkflow:
     return workflow
 
 
+@pytest.mark.environment
 @everywhere
 def test_the_run_is_executed_to_its_end(
     sandbox: JobmonSandbox,
@@ -126,6 +127,7 @@ def test_a_worker_that_defers_leaves_the_output_to_the_trigger(
     assert not list(folder.glob("runs/*/logged"))
 
 
+@pytest.mark.environment
 @everywhere
 def test_a_retry_goes_on_with_the_job(
     sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any], logged: Callable[[], str]
@@ -156,6 +158,7 @@ def test_a_retry_goes_on_with_the_job(
     assert logged().count("2 of 2 tasks done, 0 failed") == 1
 
 
+@pytest.mark.environment
 @pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
 def test_each_line_is_logged_once_though_a_triggerer_takes_over(
     sandbox: JobmonSandbox, make: Make, folder: Path, ssh_conn_id: str | None, logged: Callable[[], str]

@@ -21,7 +21,7 @@ from tests.airflow_task import Ended, TaskInstance, run_task
 from tests.execution.conftest import group_members
 from tests.operators.tasks import last_run
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("connection")]
+pytestmark = [pytest.mark.executes, pytest.mark.timeout(180), pytest.mark.usefixtures("connection")]
 
 
 @pytest.fixture
@@ -99,6 +99,7 @@ def wait_until_running(sandbox: JobmonSandbox, workflow: SandboxWorkflow) -> int
     return last_run(sandbox, workflow.workflow_id)[0]
 
 
+@pytest.mark.environment
 def test_the_worker_executes_the_run(
     sandbox: JobmonSandbox,
     failed: Callable[..., SandboxWorkflow],
@@ -196,6 +197,7 @@ def test_a_distributor_that_dies_at_start_aborts_the_run(
     assert last_run(sandbox, workflow.workflow_id)[1] == "A"
 
 
+@pytest.mark.environment
 @pytest.mark.parametrize(
     ("options", "extra", "says"),
     [
@@ -220,6 +222,7 @@ def test_what_cannot_work_is_refused_before_there_is_a_run(
     assert len(sandbox.runs(workflow.workflow_id)) == 1
 
 
+@pytest.mark.environment
 def test_executing_without_waiting_is_refused() -> None:
     with pytest.raises(ValueError, match="cluster_name needs wait_for_completion=True"):
         CreateWorkflowRunOperator(
@@ -259,6 +262,7 @@ def test_a_killed_executor_is_left_to_the_reaper(
     assert beats == []
 
 
+@pytest.mark.environment
 def test_cancelling_stops_run_tasks_and_executor(
     sandbox: JobmonSandbox,
     failed: Callable[..., SandboxWorkflow],
@@ -307,6 +311,7 @@ def test_cancelling_can_leave_the_run_alone(
     task.wait()
 
 
+@pytest.mark.environment
 def test_a_time_out_stops_the_run(
     sandbox: JobmonSandbox,
     failed: Callable[..., SandboxWorkflow],

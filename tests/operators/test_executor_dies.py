@@ -18,7 +18,7 @@ from dev.jobmon_sandbox import JobmonSandbox, SandboxWorkflow, wait_until
 from tests.airflow_task import Ended, run_task
 from tests.execution.conftest import group_members
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("connection")]
+pytestmark = [pytest.mark.executes, pytest.mark.timeout(180), pytest.mark.usefixtures("connection")]
 
 # Stands in for an executor: it moves the run by hand and ends as a test says.
 EXECUTOR = """#!{python}

@@ -18,7 +18,7 @@ from dev.jobmon_sandbox import JobmonSandbox
 from dev.submit_host import SubmitHost
 from tests.operators.killed import CREATED, Deaths, stand_in, steps_of
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("connection")]
+pytestmark = [pytest.mark.executes, pytest.mark.timeout(300), pytest.mark.usefixtures("connection")]
 
 
 @pytest.fixture(scope="module")

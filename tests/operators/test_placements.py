@@ -44,7 +44,7 @@ from tests.operators.placements import (  # noqa: F401  # the tests are collecte
 )
 from tests.operators.tasks import during, last_run
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("connection")]
+pytestmark = [pytest.mark.executes, pytest.mark.timeout(240), pytest.mark.usefixtures("connection")]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,7 @@ def test_a_killed_executor_is_told_of_first(
         run_task(operator)
 
 
+@pytest.mark.environment
 @pytest.mark.parametrize("ssh_conn_id", [None, "submit_host"], ids=["this worker", "submit host"])
 def test_a_job_whose_task_timed_out_is_ended_unless_it_ends_by_itself(
     sandbox: JobmonSandbox,
@@ -150,6 +151,7 @@ def test_a_time_out_is_told_in_time_though_the_submit_host_is_silent(
     assert "the executor could not be ended: its host did not answer within" in logged()
 
 
+@pytest.mark.environment
 @everywhere
 def test_marking_the_task_failed_ends_the_job(
     sandbox: JobmonSandbox, make: Make, folder: Path, place: dict[str, Any]
@@ -184,6 +186,7 @@ def test_a_try_after_a_clear_ends_the_job_of_the_run_that_it_stops(
     assert second != first
 
 
+@pytest.mark.environment
 def test_a_submit_host_that_does_not_answer_costs_nothing_but_two_lines(
     sandbox: JobmonSandbox,
     make: Make,

@@ -22,7 +22,7 @@ from tests import stranger
 from tests.airflow_task import run_task
 from tests.operators.tasks import during, last_run
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.executes, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
