@@ -136,7 +136,7 @@ class JobSpec:
             "fi",
             f") || exit {NOT_WRITTEN}",
             f'run=$(cd "$run" && pwd -P) || exit {NOT_WRITTEN}',
-            'echo "$run"',
+            'printf "%s\\n" "$run"',
             'cd "$HOME" || cd /',
         )
 
@@ -145,7 +145,7 @@ class JobSpec:
         find = script(
             f"run={path(self.remote_dir)}/{self.folder}",
             'run=$(cd "$run" 2>/dev/null && pwd -P) || exit 0',
-            'echo "$run"; cat "$run"/handle',
+            'printf "%s\\n" "$run"; cat "$run"/handle',
         )
 
         def read(answer: Answer) -> Job:

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 
 from airflow_jobmon_provider.execution.command import Command, quote
 from airflow_jobmon_provider.execution.hosts import SshHost
@@ -51,6 +51,7 @@ def test_a_job_is_told_what_was_given(host: SshHost, tmp_path: Path) -> None:
     recorder.chmod(0o755)
 
     @some
+    @example(*[r"a\\b\n"] * 5)  # which the ``echo`` of some shells, such as dash's, takes apart
     @given(cluster=texts, folder=lines, python=lines, given=texts, setup=texts)
     def check(cluster: str, folder: str, python: str, given: str, setup: str) -> None:
         number = next(numbers)

@@ -78,7 +78,7 @@ def test_others_see_nothing_of_a_password(slurm: Slurm, open_folder: Path, kind:
 
 def assert_unseen(slurm: Slurm, job: Job, jobs: Path, password: str) -> None:
     texts = stranger.forms_of("me", password)
-    assert stranger.processes_with(["/job.sh"])  # the job's processes are seen
+    assert stranger.processes_with([job.folder])  # the job is seen, whose first argument this is
     assert stranger.processes_with(texts) == []
     assert stranger.readable_below(jobs) == []
     environment = {**slurm.environment}
