@@ -46,7 +46,11 @@ SETTINGS: dict[str, dict[str, object]] = {
         "parallelism": 8,
         "simple_auth_manager_all_admins": True,
     },
-    "dag_processor": {"bundle_refresh_check_interval": 1, "refresh_interval": 1},
+    "dag_processor": {
+        "bundle_refresh_check_interval": 1,
+        "min_file_process_interval": 3600,  # a file that has changed is parsed at once all the same
+        "refresh_interval": 1,
+    },
     "logging": {"colored_console_log": False},
     "scheduler": {
         "job_heartbeat_sec": 1,

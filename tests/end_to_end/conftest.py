@@ -138,7 +138,7 @@ with DAG(dag_id="create_many", schedule=None, max_active_tasks=32):
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def e2e_sandbox() -> Iterator[JobmonSandbox]:
     # A window of 40 s: where other work keeps the machine busy, deferring takes seconds, and so does whatever
     # an executor does between two of its own heartbeats.
@@ -147,13 +147,13 @@ def e2e_sandbox() -> Iterator[JobmonSandbox]:
         yield sandbox
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def submit_host(e2e_sandbox: JobmonSandbox) -> Iterator[SubmitHost]:
     with SubmitHost(e2e_sandbox.environment()) as host:
         yield host
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def airflow(
     e2e_sandbox: JobmonSandbox, submit_host: SubmitHost, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AirflowStack]:

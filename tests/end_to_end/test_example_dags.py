@@ -24,7 +24,7 @@ from tests.running_airflow import AIRFLOW_2, airflow_has
 pytestmark = [pytest.mark.real_airflow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def done(e2e_sandbox: JobmonSandbox) -> SandboxWorkflow:
     return e2e_sandbox.make_workflow("done", tasks=1)
 
