@@ -71,7 +71,8 @@ def install(session: nox.Session, cell: matrix.Cell) -> str:
         as_of = ["--exclude-newer", cell.airflow.date]
         session.install(*airflow, *as_of)
         before = distributions(session)
-        session.install(*provider, *as_of)
+        newer = (f"--exclude-newer-package={name}={date}" for name, date in cell.airflow.upgraded)
+        session.install(*provider, *as_of, *newer)
         changed = matrix.changed(before, distributions(session))
     else:
         resolution = ["--resolution", "lowest-direct"] if cell.way == "lowest" else []

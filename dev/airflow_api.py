@@ -54,6 +54,10 @@ class AirflowApi:
             body["logical_date"] = None
         return str(self.call("POST", f"/dags/{quote(dag_id)}/dagRuns", body)["dag_run_id"])
 
+    def has_run(self, dag_id: str, run_id: str) -> bool:
+        """Whether the API knows the DAG run."""
+        return self.call("GET", _run_path(dag_id, run_id), missing=None) is not None
+
     def run_state(self, dag_id: str, run_id: str) -> str:
         """`queued`, `running`, `success` or `failed`."""
         return str(self.call("GET", _run_path(dag_id, run_id))["state"])

@@ -352,7 +352,10 @@ class AirflowStack(AirflowApi):
     def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 60) -> str:
         """Unpause the DAG and start a run, once its file as it is now has been parsed."""
         self._until(lambda: self._is_parsed(dag_id), timeout, f"DAG {dag_id}", self.dag_import_errors)
-        return self.start_run(dag_id, conf or {})
+        run_id = self.start_run(dag_id, conf or {})
+        # Airflow 3.0 replies before it commits, with a newer FastAPI.
+        self._until(lambda: self.has_run(dag_id, run_id), timeout, f"DAG run {run_id} of {dag_id}")
+        return run_id
 
     def _is_parsed(self, dag_id: str) -> bool:
         for name, error in self.dag_import_errors().items():

@@ -32,12 +32,15 @@ class Airflow:
     :param date: the day after its release, whose libraries stand for its constraints.
     :param pythons: the oldest and the newest Python that both it and the provider support.
     :param caps: what keeps libraries older than the newest, as Airflow itself does not run with those.
+    :param upgraded: distributions that are too old for the provider as of that date, each with the date as of
+        which it is taken instead.
     """
 
     version: str
     date: str
     pythons: tuple[str, ...]
     caps: tuple[str, ...] = ()
+    upgraded: tuple[tuple[str, str], ...] = ()
 
     @property
     def minor(self) -> str:
@@ -48,7 +51,11 @@ class Airflow:
 AIRFLOWS = (
     Airflow("2.11.2", "2026-03-15", ("3.10", "3.12")),
     # Its API for tasks refuses the requests of its own tasks with a newer FastAPI.
-    Airflow("3.0.6", "2025-08-30", ("3.10", "3.12"), caps=("fastapi<0.132",)),
+    Airflow(
+        *("3.0.6", "2025-08-30", ("3.10", "3.12")),
+        caps=("fastapi<0.132",),
+        upgraded=(("apache-airflow-providers-common-compat", "2026-03-12"),),
+    ),
     Airflow("3.1.8", "2026-03-12", ("3.10", "3.13")),
     # Its processes do not start with a newer FastAPI.
     Airflow("3.2.2", "2026-05-30", ("3.10", "3.13"), caps=("fastapi<0.137",)),

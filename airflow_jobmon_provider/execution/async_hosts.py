@@ -75,12 +75,14 @@ class _Ssh:
 
     async def _connect(self) -> Any:
         from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+        from asgiref.sync import sync_to_async
 
         # It tells each step of each command, and an Airflow task's log would have them all.
         logging.getLogger("asyncssh").setLevel(logging.WARNING)
         async with self._connecting:
             if self._connection is None or self._connection.is_closed():
                 hook: Any = SSHHookAsync(ssh_conn_id=self._ssh_conn_id)
+                await sync_to_async(_read_extra)(hook)
                 # The SSH provider before 6 has no public name for it.
                 connect = hook.get_conn if "get_conn" in vars(SSHHookAsync) else hook._get_conn
                 self._connection = await connect()
@@ -90,6 +92,18 @@ class _Ssh:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _read_extra(hook: Any) -> None:
+    """Have the SSH provider's hook read the connection's extra now, in a thread, and not in the event loop.
+
+    There Airflow would tell its supervisor by a synchronous call what is to be hidden from the logs. That
+    fails on Airflow 3.0, and may fail where other calls are under way (apache/airflow 50185, 66412).
+    """
+    connection = hook.get_connection(hook.ssh_conn_id)
+    if connection.extra is not None:
+        hook._parse_extras(connection)
+    hook._parse_extras = lambda connection: None
 
 
 class _Batch(Generic[W, T]):

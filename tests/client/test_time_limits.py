@@ -20,6 +20,7 @@ from airflow_jobmon_provider.client.lifecycle import RunStatus
 from airflow_jobmon_provider.client.protocol import routes
 from airflow_jobmon_provider.client.requester import Requester, ask, converse
 from airflow_jobmon_provider.client.settings import COSTLY_TIMEOUT, Settings, time_for
+from dev.jobmon_sandbox import wait_until
 from tests.client.pool_server import serving
 from tests.client.timed_transports import COSTLY_LOOK, LOOK, Asking, blocking, nonblocking, one
 from tests.stub_server import HANG_UP, Reply, StubServer
@@ -263,11 +264,10 @@ async def test_a_server_that_is_asked_too_much_is_asked_for_what_it_can_do() -> 
     # Few, and patient, so that a busy machine is not what keeps them waiting: all of them would take 6 s.
     async with listening, AsyncRequester(Settings(url, request_timeout=4)) as requester:
         beating = [asyncio.create_task(beat(requester)) for _ in range(600)]
-        while served < 440:  # by then, what waited longest has waited for all of its time
-            await asyncio.sleep(0.1)
+        # By then, what waited longest has waited for all of its time.
+        await asyncio.to_thread(wait_until, lambda: served >= 440, 60, "the crowd to be served")
         served = answered = 0
-        while served < 200:
-            await asyncio.sleep(0.1)
+        await asyncio.to_thread(wait_until, lambda: served >= 200, 60, "the crowd to be served")
         assert answered > served / 2
         for task in beating:
             task.cancel()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import threading
 import weakref
 from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import BaseHook, Connection
 
 from airflow_jobmon_provider.execution.async_hosts import AsyncHost
 from airflow_jobmon_provider.execution.command import MARK, Command
 from airflow_jobmon_provider.execution.job import Job
 from airflow_jobmon_provider.execution.launchers import JobStage
+from dev.submit_host import SubmitHost
 
 ANSWERS = [b"left none taken\njob 4711|RUNNING|1:00|n1|None\n", b"the end\n"]
 
@@ -39,6 +45,26 @@ class _Way:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+async def test_the_event_loop_reads_no_extra_of_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow before 3.3.2 tells its supervisor of it by a synchronous call, which fails there."""
+    read_in: list[bool] = []
+    with SubmitHost({}) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_SUBMIT_HOST", json.dumps(server.connection))
+        kind: Any = type(BaseHook.get_connection("submit_host"))
+        read = kind.extra_dejson.fget
+
+        def noting(connection: Connection) -> Any:
+            read_in.append(threading.current_thread() is threading.main_thread())
+            return read(connection)
+
+        monkeypatch.setattr(kind, "extra_dejson", property(noting))
+        async with AsyncHost("submit_host") as host:
+            said = await host.run(Command("echo here", lambda answer: answer.lines))
+    assert said == ["here"]
+    assert read_in
+    assert not any(read_in)
 
 
 async def test_a_look_is_not_lost_when_rubbish_is_collected() -> None:

@@ -83,7 +83,7 @@ def test_fifty_workflows_are_done_though_a_worker_and_a_triggerer_die(
 
 def secrets_in_sight(airflow: AirflowStack) -> set[str]:
     """The secrets that stand in the broker, or in the arguments of a process."""
-    texts = [line.encode() for line in command_lines()]
+    texts: list[bytes | str] = [line.encode() for line in command_lines()]
     with contextlib.closing(
         redis.Redis.from_url(airflow.environment["AIRFLOW__CELERY__BROKER_URL"])
     ) as broker:
