@@ -31,6 +31,7 @@ from airflow_jobmon_provider.client.protocol import (
     Call,
     CreatedRun,
     FailedTask,
+    FoundWorkflow,
     LostRun,
     Response,
     Resumability,
@@ -206,6 +207,22 @@ def _details(user: str, version: str) -> dict[str, Any]:
     if version == NEW:
         row |= {"wfr_heartbeat_date": "2026-11-25T02:34:09", "wfr_user": user}
     return row
+
+
+def _found(workflow_id: int) -> dict[str, Any]:
+    """Return a row of ``workflow_overview_viz``."""
+    counts = dict.fromkeys(("PENDING", "SCHEDULED", "RUNNING", "DONE", "FATAL"), 0)
+    return {
+        "wf_id": workflow_id,
+        "wf_name": "fit",
+        "wf_submitted_date": "2026-11-25T02:34:00",
+        "wf_status_date": "2026-11-25T02:34:09",
+        "wf_args": "2026",
+        "wfr_count": 1,
+        "wf_status": "FAILED",
+        "wf_tool": "sandbox",
+        **counts,
+    }
 
 
 def _table(**tasks: int) -> dict[str, str]:
@@ -442,6 +459,24 @@ ROWS: tuple[Row, ...] = (
             "workflow_details: a refused run": ByVersion(
                 WorkflowDetails("G", "sandbox"), WorkflowDetails("G", "sandbox", "alice")
             ),
+        },
+    ),
+    Row(
+        "find_workflows",
+        # Of which there is none, whatever other tests make meanwhile.
+        lambda ids: (f"nobody's {ids.workflow}", "sandbox", "2026", "kind", "none"),
+        [
+            Sample(
+                {"workflows": [_found(9), _found(7)]},
+                tuple(FoundWorkflow(number, "fit", "sandbox", "2026", "FAILED") for number in (9, 7)),
+                "find_workflows",
+            ),
+            Sample({"workflows": []}, (), "find_workflows: unknown"),
+        ],
+        changes=False,
+        recorded={
+            "find_workflows: unknown": (),
+            "find_workflows": (FoundWorkflow(1, "sandbox", "sandbox", "sandbox", "FAILED"),),
         },
     ),
     Row(

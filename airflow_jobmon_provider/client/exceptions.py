@@ -128,5 +128,9 @@ class WorkflowNotFound(WorkflowNotResumable):
     """No workflow has this id on this server."""
 
 
+class WorkflowAmbiguous(JobmonError):
+    """More than one workflow has what was to name one."""
+
+
 class WorkflowRunNotFound(JobmonError):
     """No workflow run has this id on this server."""

@@ -12,7 +12,7 @@ import importlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -301,23 +301,71 @@ class JobmonHook(BaseHook):
             processed=False,
         )
 
-    def get_workflow_run_factory(self, workflow_id: int | str) -> WorkflowRunFactory:
+    def find_workflow(
+        self,
+        *,
+        workflow_name: str | None = None,
+        tool_name: str | None = None,
+        workflow_args: str | float | None = None,
+        workflow_attributes: Mapping[str, str | float] | None = None,
+    ) -> int:
+        """Return the id of the one workflow that has all that is given.
+
+        A workflow is found once a run of it was made and if it has tasks. It costs the server time in
+        proportion to the tasks of all workflows that have it, so give enough to leave one.
+
+        :param workflow_name: its name. Default: any.
+        :param tool_name: name of the tool that it is of. Default: any.
+        :param workflow_args: its arguments. Default: any.
+        :param workflow_attributes: some of its attributes, by name. Default: any.
+        :raises WorkflowNotFound: none has.
+        :raises WorkflowAmbiguous: more than one has; the line lists the five newest.
+        :raises JobmonError: the server did not answer, or not as Jobmon does.
+        :raises ValueError: nothing is given, or an empty text.
+        """
+        from airflow_jobmon_provider.client.conversations import Retries, find_workflow
+        from airflow_jobmon_provider.client.workflow_query import WorkflowQuery
+
+        query = WorkflowQuery.of(workflow_name, tool_name, workflow_args, workflow_attributes)
+        settings = self.server.settings
+        retries = Retries(settings.retries_timeout, settings.retries_attempts)
+        return self.converse(find_workflow(query, retries, time.monotonic), log=self.log)
+
+    def get_workflow_run_factory(
+        self, workflow_id: int | str | None = None, **named: Any
+    ) -> WorkflowRunFactory:
         """Return the client's factory for a workflow, on this hook's transport.
 
-        :raises ValueError: the id is no positive integer.
+        :param workflow_id: the workflow. Default: the one that is named.
+        :param named: what it is called, see :meth:`find_workflow`.
+        :raises JobmonError: see :meth:`find_workflow`.
+        :raises ValueError: the id is no positive integer, or the workflow is both numbered and named.
         """
         from airflow_jobmon_provider.client.workflow_run import WorkflowRunFactory
 
-        return WorkflowRunFactory(workflow_id, self.get_conn())
+        return WorkflowRunFactory(self._workflow_id(workflow_id, named), self.get_conn())
 
-    def get_workflow_details(self, workflow_id: int) -> WorkflowDetails | None:
+    def get_workflow_details(
+        self, workflow_id: int | str | None = None, **named: Any
+    ) -> WorkflowDetails | None:
         """Return status and name of a workflow; None where none of its runs was ever made, or it is unknown.
 
-        :raises JobmonError: the server did not answer, or not as Jobmon does.
+        :param workflow_id: the workflow. Default: the one that is named.
+        :param named: what it is called, see :meth:`find_workflow`.
+        :raises JobmonError: the server did not answer, or not as Jobmon does; see also :meth:`find_workflow`.
+        :raises ValueError: the id is no positive integer, or the workflow is both numbered and named.
         """
         from airflow_jobmon_provider.client.protocol import routes
 
-        return self.ask(routes.workflow_details(workflow_id))
+        return self.ask(routes.workflow_details(self._workflow_id(workflow_id, named)))
+
+    def _workflow_id(self, workflow_id: int | str | None, named: Mapping[str, Any]) -> int:
+        from airflow_jobmon_provider.client.workflow_query import check_one_way
+
+        check_one_way(workflow_id, named)
+        if workflow_id is None:
+            return self.find_workflow(**named)
+        return positive_id("workflow_id", workflow_id)
 
     def abort_workflow_run(self, workflow_run_id: int | str) -> RunStatus:
         """Abort a run that no executor has taken, so that nobody waits for one any longer.

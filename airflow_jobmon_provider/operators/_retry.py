@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,19 @@ class RunMemory:
     :param workflow_id: the workflow of the runs. A run of another one is not this try's.
     :param server: address of the server on which the ids live. A run on another one is not this try's.
     :param log: learns of such runs.
+    :param asked: what the workflow is called, if its id was not given: see ``task.workflow.as_kept``.
     """
 
-    def __init__(self, context: Context, workflow_id: int, server: str, log: Log) -> None:
+    def __init__(
+        self,
+        context: Context,
+        workflow_id: int,
+        server: str,
+        log: Log,
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
         self.workflow_id = workflow_id
+        self._asked = asked
         self.server = server
         self._log = log
         self._store: Any = context.get("task_state_store")
@@ -117,6 +127,7 @@ class RunMemory:
             "workflow_id": self.workflow_id,
             "workflow_run_id": workflow_run_id,
             "server": self.server,
+            "asked": self._asked,
             "created_at": created_at,
             "max_tries": self._max_tries,
             "clear_number": self._clear_number,
@@ -152,6 +163,27 @@ class RunMemory:
         return (
             stopped and earlier.clear_number is not None and (self._clear_number or 0) > earlier.clear_number
         )
+
+
+def remembered_workflow(context: Context, server: str, asked: Mapping[str, Any]) -> int | None:
+    """Return the workflow for which an earlier try has created a run, if it was asked for by the same words.
+
+    Another one may be called so by now, and that run must not be left alone because of it.
+
+    :param context: the running task's.
+    :param server: address of the server on which the workflow lives.
+    :param asked: what it is called, see ``task.workflow.as_kept``.
+    :returns: its id; None: nothing is remembered.
+    """
+    store: Any = context.get("task_state_store")
+    kept = store.get(_KEY) if store is not None else None
+    if not isinstance(kept, dict) or kept.get("asked") != asked:
+        return None
+    try:
+        workflow_id = positive_id("workflow_id", kept.get("workflow_id"))
+    except ValueError:
+        return None
+    return workflow_id if same_server(str(kept.get("server")), server) else None
 
 
 class Step(Enum):

@@ -15,7 +15,7 @@ in modules that only a running task imports:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,12 +30,13 @@ from airflow_jobmon_provider.links.jobmon import JobmonWorkflowLink, workflow_ur
 from airflow_jobmon_provider.operators._executing import ExecutingOperator
 from airflow_jobmon_provider.task.errors import airflow_errors
 from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL, execution_deadline, remaining
-from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral, check_literal_id, rendered_id
+from airflow_jobmon_provider.task.templates import RenderedBeforeDeferral
+from airflow_jobmon_provider.task.workflow import WORKFLOW_FIELDS, OfOneWorkflow, as_kept, find_asked
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_jobmon_provider.client.conversations import RunEnd
+    from airflow_jobmon_provider.client.conversations import Conversation, RunEnd
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._decided import OwnRun, Resume
     from airflow_jobmon_provider.operators._ending import Ending
@@ -49,26 +50,47 @@ _KEEP_ALIVE = (KeepAlive.UNTIL_BOUND.value, KeepAlive.UNTIL_DONE.value)
 
 
 def _workflow_of(
-    operator: ResumeWorkflowOperator | CreateWorkflowRunOperator, context: Context, hook: JobmonHook
+    operator: ResumeWorkflowOperator | CreateWorkflowRunOperator,
+    context: Context,
+    hook: JobmonHook,
+    timeout: float,
 ) -> int:
     """Return the id of a task's workflow, and store its link, whatever comes next (docs/rules.md, rule 10).
 
-    :raises InvalidParameter: the id is no positive integer.
+    :param timeout: seconds in which a workflow that is named must be found; 0: it is looked for once.
+    :raises InvalidParameter: the id is no positive integer, or a name is empty.
     :raises AirflowNotFoundException, ConfigError: the connection is not there, or is malformed.
+    :raises JobmonError: no workflow is called so, or more than one is, or the server did not answer.
     """
+    from airflow_jobmon_provider.operators._retry import remembered_workflow
+
+    def converse(finding: Conversation[int]) -> int:
+        from airflow_jobmon_provider.client.conversations import in_time
+
+        limited = in_time(finding, timeout, time.monotonic) if timeout else finding
+        return hook.converse(limited, log=operator.log)
+
     url = ""
     try:
-        workflow_id = rendered_id("workflow_id", operator.workflow_id)
+        asked = operator._asked_workflow()
+        kept = as_kept(asked)
+        if kept is not None:
+            known = remembered_workflow(context, hook.server.settings.service_url, kept)
+            asked = asked if known is None else known
+        workflow_id = find_asked(asked, converse, timeout, operator.log)
         url = workflow_url(hook.server.gui_url, workflow_id)
         return workflow_id
     finally:
         JobmonWorkflowLink().store(context, url)
 
 
-class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
+class ResumeWorkflowOperator(RenderedBeforeDeferral, OfOneWorkflow, BaseOperator):
     """Make a Jobmon workflow ready to run again: stop its active run, wait, reset its tasks.
 
     :param workflow_id: the workflow. Templated.
+    :param workflow_name, tool_name, workflow_args, workflow_attributes: which workflow, where its id is not
+        known: by its name, by the name of its tool, by its arguments, by some of its attributes (a dict).
+        Exactly one workflow must have all that is given, and must have had a run. Templated.
     :param jobmon_conn_id: id of the Jobmon connection. Default ``jobmon_default``. Templated.
     :param reset_running_jobs: True: cold resume, running tasks are killed. False: hot resume, they are let
         finish. Default True.
@@ -101,14 +123,18 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
     :raises AirflowException: anything else that keeps the workflow from being resumed, in one line.
     """
 
-    template_fields: Sequence[str] = ("workflow_id", "jobmon_conn_id")
+    template_fields: Sequence[str] = (*WORKFLOW_FIELDS, "jobmon_conn_id")
     ui_color = "#d6e8f5"
     operator_extra_links = (JobmonWorkflowLink(),)
 
     def __init__(
         self,
         *,
-        workflow_id: int | str,
+        workflow_id: int | str | None = None,
+        workflow_name: str | None = None,
+        tool_name: str | None = None,
+        workflow_args: str | float | None = None,
+        workflow_attributes: Mapping[str, Any] | None = None,
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         reset_running_jobs: bool = True,
         reset_if_running: bool | None = None,
@@ -120,8 +146,13 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_literal_id("workflow_id", workflow_id)
-        self.workflow_id = workflow_id
+        self._take_workflow(
+            workflow_id,
+            workflow_name=workflow_name,
+            tool_name=tool_name,
+            workflow_args=workflow_args,
+            workflow_attributes=workflow_attributes,
+        )
         self.jobmon_conn_id = jobmon_conn_id
         self.reset_running_jobs = reset_running_jobs
         self.reset_if_running = reset_running_jobs if reset_if_running is None else reset_if_running
@@ -138,8 +169,9 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         from airflow_jobmon_provider.operators._resume import ResumeWork
 
         hook = JobmonHook(self.jobmon_conn_id)
+        deadline = time.time() + self.resume_timeout
         with airflow_errors():
-            workflow_id = _workflow_of(self, context, hook)
+            workflow_id = _workflow_of(self, context, hook, self.resume_timeout)
             decided = Resume(
                 workflow_id=workflow_id,
                 jobmon_conn_id=self.jobmon_conn_id,
@@ -148,7 +180,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
                 increase_resources=False,  # until the server has told whether it can
                 if_done=self.if_done,
                 resume_timeout=self.resume_timeout,
-                deadline=time.time() + self.resume_timeout,
+                deadline=deadline,
                 execution_deadline=execution_deadline(context, self.execution_timeout),
             )
             work = ResumeWork(decided, hook, self.log)
@@ -235,7 +267,7 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, BaseOperator):
         )
 
 
-class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
+class CreateWorkflowRunOperator(RenderedBeforeDeferral, OfOneWorkflow, ExecutingOperator):
     """Create the next run of a Jobmon workflow, keep it alive until an executor has it, and wait for its end.
 
     With ``cluster_name``, the worker executes the run itself, with the Jobmon client that is installed there;
@@ -252,6 +284,9 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
     templates that Airflow renders anew.
 
     :param workflow_id: the workflow. Templated.
+    :param workflow_name, tool_name, workflow_args, workflow_attributes: which workflow, where its id is not
+        known: by its name, by the name of its tool, by its arguments, by some of its attributes (a dict).
+        Exactly one workflow must have all that is given, and must have had a run. Templated.
     :param jobmon_conn_id: id of the Jobmon connection. Default ``jobmon_default``. Templated.
     :param cluster_name: execute the run on this cluster, by Jobmon's name for it. Jobmon's distributor and
         swarm run in a process of their own, the executor, and its output goes to the task's log. By default
@@ -318,7 +353,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
     """
 
     template_fields: Sequence[str] = (
-        "workflow_id",
+        *WORKFLOW_FIELDS,
         "jobmon_conn_id",
         *ExecutingOperator.template_fields,
     )
@@ -330,7 +365,11 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
     def __init__(
         self,
         *,
-        workflow_id: int | str,
+        workflow_id: int | str | None = None,
+        workflow_name: str | None = None,
+        tool_name: str | None = None,
+        workflow_args: str | float | None = None,
+        workflow_attributes: Mapping[str, Any] | None = None,
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         wait_for_completion: bool = True,
         workflow_run_heartbeat_interval: float | timedelta | None = None,
@@ -346,9 +385,14 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_literal_id("workflow_id", workflow_id)
+        self._take_workflow(
+            workflow_id,
+            workflow_name=workflow_name,
+            tool_name=tool_name,
+            workflow_args=workflow_args,
+            workflow_attributes=workflow_attributes,
+        )
         interval = checked_interval(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
-        self.workflow_id = workflow_id
         if self.cluster_name is not None and not wait_for_completion:
             raise ValueError("cluster_name needs wait_for_completion=True: the task executes the run")
         self.jobmon_conn_id = jobmon_conn_id
@@ -374,7 +418,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
         hook = JobmonHook(self.jobmon_conn_id)
         attempt = self._attempt = Attempt(context, self.log)
         with airflow_errors(), attempt.heeding_on_kill():
-            workflow_id = _workflow_of(self, context, hook)
+            workflow_id = _workflow_of(self, context, hook, self.create_timeout)
             context["ti"].xcom_push(key="workflow_id", value=workflow_id)
             heartbeat = heartbeat_of(
                 hook.server.settings.heartbeat,
@@ -383,7 +427,13 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, ExecutingOperator):
             )
             placement = placement_of(self, hook)  # its errors come before there is a run
             starter = None if placement is None else Starter(placement, self, hook, heartbeat)
-            attempt.memory = RunMemory(context, workflow_id, hook.server.settings.service_url, self.log)
+            attempt.memory = RunMemory(
+                context,
+                workflow_id,
+                hook.server.settings.service_url,
+                self.log,
+                as_kept(self._asked_workflow()),
+            )
             beginning = Beginning(self, attempt, hook, attempt.memory, starter)
             found = beginning.find_or_create(context, heartbeat.good_for)
             if found is None:

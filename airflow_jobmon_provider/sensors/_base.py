@@ -49,6 +49,8 @@ _LONGEST = 1e11  # seconds, 3,000 years: what Airflow's dates can hold, so that 
 # Airflow doubles the pause at each poke, which no float holds after a thousand.
 _POKES_THAT_COUNT = 50
 
+_LONGEST_PAUSE_HERE = 10.0  # seconds for which a worker's slot is held between two looks
+
 _TRIGGER_FAILED = "__fail__"  # what Airflow calls the method of a task whose trigger it could not run
 
 
@@ -120,6 +122,10 @@ class JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
     def _remade(self, arguments: dict[str, Any]) -> BaseTrigger:
         """Return the trigger that has these arguments."""
 
+    def _knows_whom_to_watch(self) -> bool:
+        """Whether the trigger can be told what to look at."""
+        return True
+
     def _check_before_first_poke(self, hook: JobmonHook) -> None:
         """Check what only the connection tells.
 
@@ -154,11 +160,21 @@ class JobmonSensor(RenderedBeforeDeferral, BaseSensorOperator):
             deadline, limit = execution_end, "execution_timeout"
         self._look_end = time.monotonic() + remaining(deadline)
         hook = JobmonHook(self.jobmon_conn_id)
-        if not self._tolerate(lambda: self._look_through(hook)):
-            trigger = self._trigger(
-                jobmon_conn_id=self.jobmon_conn_id, deadline=deadline, server=self._server
-            )
-            self._wait_for(trigger, limit)
+        while not self._tolerate(lambda: self._look_through(hook)):
+            if self._knows_whom_to_watch():
+                trigger = self._trigger(
+                    jobmon_conn_id=self.jobmon_conn_id, deadline=deadline, server=self._server
+                )
+                self._wait_for(trigger, limit)
+            self._pause_here(deadline, limit)
+
+    def _pause_here(self, deadline: float, limit: str) -> None:
+        """Wait on the worker until the next look, as there is nothing yet that a trigger could look at."""
+        left = remaining(deadline)
+        if not left:
+            error = AirflowTaskTimeout if limit == "execution_timeout" else AirflowSensorTimeout
+            raise error(f"{self._seen}; {limit} is over")
+        time.sleep(min(self.poke_interval, _LONGEST_PAUSE_HERE, left))
 
     def _poke_until_over(self, context: Context) -> None:
         begun = self._begun(context)

@@ -31,7 +31,7 @@ a bad argument                      fails            fails          fails       
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ from airflow_jobmon_provider.hooks.jobmon import JobmonHook
 from airflow_jobmon_provider.sensors._base import JobmonSensor
 from airflow_jobmon_provider.task.limits import DEFAULT_POLL_INTERVAL
 from airflow_jobmon_provider.task.templates import check_literal_id
+from airflow_jobmon_provider.task.workflow import WORKFLOW_FIELDS, OfOneWorkflow, find_asked
 
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
@@ -56,7 +57,7 @@ __all__ = ["WorkflowResumableSensor", "WorkflowRunSensor"]
 _POKES_IN_A_WINDOW = 3  # so that a run that is kept alive outlives two pokes that fail
 
 
-class WorkflowResumableSensor(JobmonSensor):
+class WorkflowResumableSensor(OfOneWorkflow, JobmonSensor):
     """Wait until a workflow is resumable, that is until none of its runs is alive. It signals nothing.
 
     A run that an executor has taken and not begun (INSTANTIATED, LAUNCHED) is alive, which Jobmon itself
@@ -65,6 +66,9 @@ class WorkflowResumableSensor(JobmonSensor):
     A workflow that is DONE counts as resumable, as it does for Jobmon.
 
     :param workflow_id: the workflow. Templated.
+    :param workflow_name, tool_name, workflow_args, workflow_attributes: which workflow, where its id is not
+        known: by its name, by the name of its tool, by its arguments, by some of its attributes (a dict).
+        Exactly one workflow must have all that is given, and must have had a run. Templated.
     :param jobmon_conn_id: id of the Jobmon connection. Default ``jobmon_default``. Templated.
     :param force_cleanup: clean task instances in KILL_SELF up instead of waiting for their workers. Needs
         Jobmon 3.7. Default False.
@@ -75,30 +79,44 @@ class WorkflowResumableSensor(JobmonSensor):
     :raises AirflowTaskTimeout: not within ``execution_timeout``, which holds while deferred, too.
     """
 
-    template_fields: Sequence[str] = ("workflow_id", "jobmon_conn_id")
+    template_fields: Sequence[str] = (*WORKFLOW_FIELDS, "jobmon_conn_id")
     ui_color = "#d6e8f5"
 
     def __init__(
         self,
         *,
-        workflow_id: int | str,
+        workflow_id: int | str | None = None,
+        workflow_name: str | None = None,
+        tool_name: str | None = None,
+        workflow_args: str | float | None = None,
+        workflow_attributes: Mapping[str, Any] | None = None,
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         force_cleanup: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(jobmon_conn_id=jobmon_conn_id, deferrable=deferrable, **kwargs)
-        check_literal_id("workflow_id", workflow_id)
-        self.workflow_id = workflow_id
+        self._take_workflow(
+            workflow_id,
+            workflow_name=workflow_name,
+            tool_name=tool_name,
+            workflow_args=workflow_args,
+            workflow_attributes=workflow_attributes,
+        )
         self.force_cleanup = force_cleanup
+        self._found: int | None = None  # the workflow, once it is known
 
     def _check_ids(self) -> None:
-        positive_id("workflow_id", self.workflow_id)
+        asked = self._asked_workflow()
+        self._found = asked if isinstance(asked, int) else None
+
+    def _knows_whom_to_watch(self) -> bool:
+        return self._found is not None
 
     def _trigger(self, **terms: Any) -> BaseTrigger:
         return self._remade(
             {
-                "workflow_id": positive_id("workflow_id", self.workflow_id),
+                "workflow_id": self._found,
                 "force_cleanup": self.force_cleanup,
                 "poll_interval": self._longest_look_pause(),
                 **terms,
@@ -113,8 +131,12 @@ class WorkflowResumableSensor(JobmonSensor):
     def _look(self, hook: JobmonHook) -> bool:
         from airflow_jobmon_provider.client.conversations import wait_until_resumable
 
+        if self._found is None:
+            asked = self._asked_workflow()
+            self._found = find_asked(asked, lambda finding: self._converse(hook, finding), 0, self.log)
+        workflow_id = self._found
         looking = wait_until_resumable(
-            positive_id("workflow_id", self.workflow_id),
+            workflow_id,
             timeout=0,
             force_cleanup=self.force_cleanup,
             clock=time.monotonic,
@@ -123,8 +145,8 @@ class WorkflowResumableSensor(JobmonSensor):
         try:
             self._converse(hook, looking)
         except ResumeTimeout:
-            return self._not_yet(f"workflow {self.workflow_id} is not resumable yet")
-        self.log.info("workflow %s is resumable", self.workflow_id)
+            return self._not_yet(f"workflow {workflow_id} is not resumable yet")
+        self.log.info("workflow %d is resumable", workflow_id)
         return True
 
 

@@ -19,20 +19,17 @@ def check_literal_id(name: str, value: Any) -> None:
 
     :raises ValueError: it is a literal and no positive integer.
     """
-    is_template = isinstance(value, str) and ("{{" in value or "{%" in value)
-    if not is_template and (value is None or isinstance(value, (str, int, float))):
+    if value is None or is_literal(value):
         positive_id(name, value)
 
 
-def rendered_id(name: str, value: Any) -> int:
-    """Return an id that a template may have rendered.
-
-    :raises InvalidParameter: it is no positive integer.
-    """
-    try:
-        return positive_id(name, value)
-    except ValueError as error:
-        raise InvalidParameter(str(error)) from None
+def is_literal(value: Any) -> bool:
+    """Whether a value stands in the DAG file as it is: no template, and nothing from another task."""
+    if isinstance(value, dict):
+        return all(map(is_literal, (*value.keys(), *value.values())))
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    return isinstance(value, (int, float))
 
 
 class RenderedBeforeDeferral:

@@ -127,7 +127,8 @@ def _ask_about_nobody(to: Recorder) -> None:
 
 def _look_at_a_failed_workflow(to: Recorder, failed: int) -> None:
     to.ask("is_resumable: yes", "is_resumable", failed)
-    to.ask("workflow_details: one run", "workflow_details", failed)
+    name = to.ask("workflow_details: one run", "workflow_details", failed)[0]["wf_name"]
+    to.ask("find_workflows", "find_workflows", name, "sandbox", name, "", "")
     to.ask("task_counts", "task_counts", failed)
     table = to.ask("failed_tasks", "failed_tasks", failed, 2)
     task = next(iter(json.loads(table["workflow_tasks"])["TASK_ID"].values()))

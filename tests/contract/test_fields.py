@@ -42,6 +42,11 @@ FIELDS: dict[str, dict[str, Any]] = {
         "wfr_user": ByVersion("", "str"),
         "wfr_heartbeat_date": ByVersion("", "str"),
     },
+    "find_workflows": {
+        "workflows": "list",
+        "wf_id": "int",
+        **dict.fromkeys(("wf_name", "wf_tool", "wf_args", "wf_status"), "str"),
+    },
     "task_counts": {
         "<id>": "dict",
         **dict.fromkeys(("tasks", "PENDING", "SCHEDULED", "RUNNING", "DONE", "FATAL"), "int"),

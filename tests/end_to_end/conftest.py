@@ -121,6 +121,18 @@ with DAG(dag_id="on_submit_host", schedule=None):
     )
 """
 
+BY_NAME_DAG = """
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_jobmon_provider.operators.jobmon import CreateWorkflowRunOperator, ResumeWorkflowOperator
+
+with DAG(dag_id="by_name", schedule=None):
+    asked = {"workflow_name": "{{ dag_run.conf['name'] }}", "tool_name": "sandbox"}
+    resume = ResumeWorkflowOperator(task_id="resume", **asked)
+    run = CreateWorkflowRunOperator(task_id="run", cluster_name="multiprocess", deferrable=True, **asked)
+    resume >> run
+"""
+
 CREATE_MANY_DAG = """
 from airflow.providers.common.compat.sdk import DAG, task
 
@@ -167,6 +179,7 @@ def airflow(
         "create_many": CREATE_MANY_DAG,
         "timed_out": TIMED_OUT_DAG,
         "on_submit_host": ON_SUBMIT_HOST_DAG,
+        "by_name": BY_NAME_DAG,
     }
     for name, text in texts.items():
         (dags / f"{name}.py").write_text(text)

@@ -53,6 +53,20 @@ def test_a_failed_workflow_is_resumed_and_executed(e2e_sandbox: JobmonSandbox, a
     assert_nothing_claimed_of_an_executors_run(provider_beats(e2e_sandbox, run))
 
 
+def test_a_workflow_that_is_named_is_resumed_and_executed(
+    e2e_sandbox: JobmonSandbox, airflow: AirflowStack
+) -> None:
+    workflow = e2e_sandbox.make_workflow_in("E")
+    workflow.release()
+    e2e_sandbox.change("UPDATE workflow SET name = 'by its name' WHERE id = ?", workflow.workflow_id)
+    dag_run = airflow.trigger("by_name", {"name": "by its name"})
+    assert_ended(airflow, "by_name", dag_run, "success")
+    assert e2e_sandbox.workflow_status(workflow.workflow_id) == "D"
+    assert airflow.xcom("by_name", dag_run, "resume") == workflow.workflow_id
+    said = f"workflow_name 'by its name', tool_name 'sandbox' is workflow {workflow.workflow_id}"
+    assert said in airflow.task_log("by_name", dag_run, "run")
+
+
 RETRYING = "execute_with_retry"
 
 

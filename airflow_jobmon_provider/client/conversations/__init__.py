@@ -9,6 +9,7 @@ that came instead. What the generator returns is the conversation's result. No I
 * ``resumable``, ``resume``: wait until a workflow is resumable; make it ready for its next run.
 * ``create``, ``release``: create exactly one run, and leave none behind.
 * ``watch``: follow a run to its end. ``progress``, ``failure``: how far it is, and why it failed.
+* ``find``: which workflow a name means.
 * ``server_version``: refuse a server that is too old.
 """
 
@@ -33,6 +34,7 @@ from airflow_jobmon_provider.client.conversations.failure import (
     explain_failure,
     reason_of,
 )
+from airflow_jobmon_provider.client.conversations.find import find_workflow
 from airflow_jobmon_provider.client.conversations.pacing import COMMIT_PATIENCE, KILL_PATIENCE, Uniform
 from airflow_jobmon_provider.client.conversations.progress import (
     COUNT_TIMEOUT,
@@ -125,6 +127,7 @@ __all__ = [
     "end_without_executor",
     "ended",
     "explain_failure",
+    "find_workflow",
     "give_up_overdue_run",
     "give_up_run",
     "in_time",

@@ -19,6 +19,7 @@ from airflow_jobmon_provider.client.protocol.reading import TOO_OLD
 from airflow_jobmon_provider.client.protocol.replies import (
     CreatedRun,
     FailedTask,
+    FoundWorkflow,
     LostRun,
     Resumability,
     TaskCounts,
@@ -47,6 +48,7 @@ __all__ = [
     "Call",
     "CreatedRun",
     "FailedTask",
+    "FoundWorkflow",
     "LostRun",
     "Response",
     "Resumability",

@@ -35,6 +35,7 @@ from airflow_jobmon_provider.client.protocol.reading import (
 from airflow_jobmon_provider.client.protocol.replies import (
     CreatedRun,
     FailedTask,
+    FoundWorkflow,
     LostRun,
     Resumability,
     TaskCounts,
@@ -292,6 +293,45 @@ def _owner(rows: list[dict[str, Any]], *, refused: bool) -> str | None:
                 return None  # each of them may be a run, or one more that was refused
     latest = max(candidates, key=date, default=None)
     return text_of(latest.get("wfr_user")) or None if latest else None
+
+
+def find_workflows(
+    workflow_name: str, tool_name: str, workflow_args: str, attribute: str, value: str
+) -> Call[tuple[FoundWorkflow, ...]]:
+    """GET workflow_overview_viz: the workflows that are called so, the newest first.
+
+    Only those that have tasks and of which a run was ever made; those of the cluster "dummy" are left out. It
+    costs the server O(tasks) of all that are found. 3.6 and later take a comma in the tool's name for the end
+    of it.
+
+    :param workflow_name: the name; "": any.
+    :param tool_name: the tool's name; "": any.
+    :param workflow_args: the arguments; "": any.
+    :param attribute: name of an attribute; "": any.
+    :param value: its value.
+    """
+
+    def read(reply: Any) -> tuple[FoundWorkflow, ...]:
+        return tuple(
+            FoundWorkflow(
+                read_id(row, "wf_id"),
+                text_of(row.get("wf_name")),
+                read_key(row, "wf_tool", str),
+                text_of(row.get("wf_args")),
+                read_key(row, "wf_status", str),
+            )
+            for row in read_key(reply, "workflows", list)
+        )
+
+    asked = {
+        "wf_name": workflow_name,
+        "tool": tool_name,
+        "wf_args": workflow_args,
+        "wf_attribute_key": attribute,
+        "wf_attribute_value": value,
+    }
+    message = {name: text for name, text in asked.items() if text}
+    return Call("get", "/workflow_overview_viz", message, read, costly=True, unsupported="find workflows")
 
 
 def task_counts(workflow_id: int) -> Call[TaskCounts]:
