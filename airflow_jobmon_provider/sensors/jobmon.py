@@ -18,8 +18,8 @@ a bad argument                      fails            fails          fails       
   follow.
 * An error: no such workflow or run, a refused login, a connection that is not found or malformed, a
   certificate that is not trusted, a reply that is not Jobmon's. It says nothing of what is waited for, so
-  ``soft_fail`` skips nothing because of it. Where the first look finds no such workflow, or a server that
-  cannot do what is asked for, the task fails without a retry.
+  ``soft_fail`` skips nothing because of it. Where the first look finds no such workflow, more than one, or
+  a server that cannot do what is asked for, the task fails without a retry.
 * ``execution_timeout`` is Airflow's: in mode ``reschedule`` it holds for each poke alone. On Airflow 2 a
   deferred task fails at it whatever the flags, as Airflow ends the task before the sensor hears of it.
 * ``timeout``, ``poke_interval`` and ``max_wait`` take seconds or a ``timedelta``.

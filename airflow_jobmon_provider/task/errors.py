@@ -7,10 +7,15 @@ from collections.abc import Iterator
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
 
-from airflow_jobmon_provider.client.exceptions import JobmonError, RouteNotSupported, WorkflowNotFound
+from airflow_jobmon_provider.client.exceptions import (
+    JobmonError,
+    RouteNotSupported,
+    WorkflowAmbiguous,
+    WorkflowNotFound,
+)
 from airflow_jobmon_provider.task.limits import remaining
 
-_RETRY_IS_USELESS = (WorkflowNotFound, RouteNotSupported)
+_RETRY_IS_USELESS = (WorkflowNotFound, WorkflowAmbiguous, RouteNotSupported)
 
 _CLOCKS_DIFFER = 0.05  # seconds, between the monotonic clock that requests end by and the one of deadlines
 

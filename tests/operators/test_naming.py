@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     TaskDeferred,
@@ -120,7 +119,7 @@ def test_a_name_that_is_no_workflows_fails_the_task_for_good(sandbox: JobmonSand
             run_task(task)
     for _ in range(2):
         named(sandbox, "two of a name")
-    with pytest.raises(AirflowException, match="2 workflows have workflow_name 'two of a name'"):
+    with pytest.raises(AirflowFailException, match="2 workflows have workflow_name 'two of a name'"):
         run_task(create(None, workflow_name="two of a name"))
 
 
