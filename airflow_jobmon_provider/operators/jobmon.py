@@ -15,7 +15,7 @@ in modules that only a running task imports:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from airflow_jobmon_provider.operators._attempt import Attempt
     from airflow_jobmon_provider.operators._decided import OwnRun, Resume
     from airflow_jobmon_provider.operators._ending import Ending
+    from airflow_jobmon_provider.operators._retry import RunMemory
     from airflow_jobmon_provider.operators._watcher import Starter, Watcher
     from airflow_jobmon_provider.triggers.events import ResumableEvent
 
@@ -130,11 +131,6 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, OfOneWorkflow, BaseOperator
     def __init__(
         self,
         *,
-        workflow_id: int | str | None = None,
-        workflow_name: str | None = None,
-        tool_name: str | None = None,
-        workflow_args: str | float | None = None,
-        workflow_attributes: Mapping[str, Any] | None = None,
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         reset_running_jobs: bool = True,
         reset_if_running: bool | None = None,
@@ -146,13 +142,6 @@ class ResumeWorkflowOperator(RenderedBeforeDeferral, OfOneWorkflow, BaseOperator
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._take_workflow(
-            workflow_id,
-            workflow_name=workflow_name,
-            tool_name=tool_name,
-            workflow_args=workflow_args,
-            workflow_attributes=workflow_attributes,
-        )
         self.jobmon_conn_id = jobmon_conn_id
         self.reset_running_jobs = reset_running_jobs
         self.reset_if_running = reset_running_jobs if reset_if_running is None else reset_if_running
@@ -365,11 +354,6 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, OfOneWorkflow, Executing
     def __init__(
         self,
         *,
-        workflow_id: int | str | None = None,
-        workflow_name: str | None = None,
-        tool_name: str | None = None,
-        workflow_args: str | float | None = None,
-        workflow_attributes: Mapping[str, Any] | None = None,
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         wait_for_completion: bool = True,
         workflow_run_heartbeat_interval: float | timedelta | None = None,
@@ -385,13 +369,6 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, OfOneWorkflow, Executing
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._take_workflow(
-            workflow_id,
-            workflow_name=workflow_name,
-            tool_name=tool_name,
-            workflow_args=workflow_args,
-            workflow_attributes=workflow_attributes,
-        )
         interval = checked_interval(workflow_run_heartbeat_interval, heartbeat_report_by_buffer)
         if self.cluster_name is not None and not wait_for_completion:
             raise ValueError("cluster_name needs wait_for_completion=True: the task executes the run")
@@ -411,7 +388,6 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, OfOneWorkflow, Executing
         from airflow_jobmon_provider.operators._attempt import Attempt
         from airflow_jobmon_provider.operators._beginning import Beginning
         from airflow_jobmon_provider.operators._ending import end_if_done
-        from airflow_jobmon_provider.operators._retry import RunMemory
         from airflow_jobmon_provider.operators._watcher import Starter, Watcher, placement_of
         from airflow_jobmon_provider.triggers.events import RunEvent
 
@@ -427,13 +403,7 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, OfOneWorkflow, Executing
             )
             placement = placement_of(self, hook)  # its errors come before there is a run
             starter = None if placement is None else Starter(placement, self, hook, heartbeat)
-            attempt.memory = RunMemory(
-                context,
-                workflow_id,
-                hook.server.settings.service_url,
-                self.log,
-                as_kept(self._asked_workflow()),
-            )
+            attempt.memory = self._memory(context, workflow_id, hook)
             beginning = Beginning(self, attempt, hook, attempt.memory, starter)
             found = beginning.find_or_create(context, heartbeat.good_for)
             if found is None:
@@ -453,6 +423,12 @@ class CreateWorkflowRunOperator(RenderedBeforeDeferral, OfOneWorkflow, Executing
                 end = self._wait(attempt, watcher, own, status, starter)
                 attempt.settled = end.status is not None and end.status.is_terminal
         return self._ending(context, own, hook).finish(RunEvent.of(end, run, workflow_id))
+
+    def _memory(self, context: Context, workflow_id: int, hook: JobmonHook) -> RunMemory:
+        from airflow_jobmon_provider.operators._retry import RunMemory
+
+        asked = as_kept(self._asked_workflow())
+        return RunMemory(context, workflow_id, hook.server.settings.service_url, self.log, asked)
 
     def _wait(
         self,

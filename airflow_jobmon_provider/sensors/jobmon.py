@@ -31,7 +31,7 @@ a bad argument                      fails            fails          fails       
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -85,24 +85,12 @@ class WorkflowResumableSensor(OfOneWorkflow, JobmonSensor):
     def __init__(
         self,
         *,
-        workflow_id: int | str | None = None,
-        workflow_name: str | None = None,
-        tool_name: str | None = None,
-        workflow_args: str | float | None = None,
-        workflow_attributes: Mapping[str, Any] | None = None,
         jobmon_conn_id: str = JobmonHook.default_conn_name,
         force_cleanup: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(jobmon_conn_id=jobmon_conn_id, deferrable=deferrable, **kwargs)
-        self._take_workflow(
-            workflow_id,
-            workflow_name=workflow_name,
-            tool_name=tool_name,
-            workflow_args=workflow_args,
-            workflow_attributes=workflow_attributes,
-        )
         self.force_cleanup = force_cleanup
         self._found: int | None = None  # the workflow, once it is known
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import BaseOperator
+
 from airflow_jobmon_provider.client.validation import positive_id
 from airflow_jobmon_provider.client.workflow_query import NAMING, WorkflowQuery, check_one_way
 from airflow_jobmon_provider.task.templates import InvalidParameter, check_literal_id, is_literal
@@ -18,41 +20,45 @@ WORKFLOW_FIELDS = ("workflow_id", *NAMING)
 """The parameters, all of which are templated."""
 
 
-class OfOneWorkflow:
-    """Mixin of operators and sensors that are about one workflow, by its id or by what it is called."""
+class OfOneWorkflow(BaseOperator):
+    """An operator or a sensor that is about one workflow, by its id or by what it is called.
 
-    workflow_id: Any
-    workflow_name: Any
-    tool_name: Any
-    workflow_args: Any
-    workflow_attributes: Any
+    :param workflow_id: its id.
+    :param workflow_name, tool_name, workflow_args, workflow_attributes: what it is called, instead.
+    :raises ValueError: it is given in no way or in both, or what stands in the DAG file is wrong.
+    """
 
-    def _take_workflow(self, workflow_id: Any, **named: Any) -> None:
-        """Keep the parameters, once those that stand in the DAG file are found to be right.
-
-        :param workflow_id: its id, if it is given.
-        :param named: what it is called, by the names of ``NAMING``.
-        :raises ValueError: it is given in no way or in both, or a literal is wrong.
-        """
+    def __init__(
+        self,
+        *,
+        workflow_id: int | str | None = None,
+        workflow_name: str | None = None,
+        tool_name: str | None = None,
+        workflow_args: str | float | None = None,
+        workflow_attributes: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.workflow_id = workflow_id
+        self.workflow_name, self.tool_name = workflow_name, tool_name
+        self.workflow_args, self.workflow_attributes = workflow_args, workflow_attributes
+        named = self._naming()
         check_one_way(workflow_id, named)
+        literals = {name: value for name, value in named.items() if is_literal(value)}
+        if literals:
+            WorkflowQuery.of(**literals)
         if workflow_id is not None:
             check_literal_id("workflow_id", workflow_id)
-        else:
-            literals = {
-                name: value for name, value in named.items() if value is not None and is_literal(value)
-            }
-            if literals:
-                WorkflowQuery.of(**literals)
-        self.workflow_id = workflow_id
-        for name in NAMING:
-            setattr(self, name, named.get(name))
+
+    def _naming(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in NAMING}
 
     def _asked_workflow(self) -> int | WorkflowQuery:
         """Return which workflow the task is about, as templates have rendered it.
 
         :raises InvalidParameter: that cannot be right.
         """
-        named = {name: getattr(self, name) for name in NAMING}
+        named = self._naming()
         try:
             if all(value is None for value in named.values()):
                 return positive_id("workflow_id", self.workflow_id)

@@ -84,7 +84,7 @@ with DAG(dag_id="dies_anywhere", schedule=None, max_active_runs=16):
     )
     MortalCreate(
         task_id="run",
-        workflow_id=resume.output,  # type: ignore[arg-type]  # a template field
+        workflow_id=resume.output,
         deferrable=True,
         retry_delay=1,
     )
