@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -53,7 +54,8 @@ def log_of(program: str, secrets: Secrets = SECRETS) -> Lines:
     while is_at_work(execution, 0.02):
         if execution._output.read_up_to > read:
             read = execution._output.read_up_to
-            execution._lifeline.send(b"x")
+            with contextlib.suppress(BrokenPipeError):  # it may just have ended
+                execution._lifeline.send(b"x")
     execution.stop()
     return log
 

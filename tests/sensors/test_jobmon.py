@@ -167,7 +167,9 @@ def test_a_run_that_does_not_exist(sandbox: JobmonSandbox, mode: dict[str, Any])
 def test_a_bad_id_is_refused(
     sandbox: JobmonSandbox, mode: dict[str, Any], make: Callable[..., Any], name: str, value: Any
 ) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
+    given_by_name = value is None and name == "workflow_id"
+    says = "must be given" if given_by_name else "must be a positive integer"
+    with pytest.raises(ValueError, match=f"^{name}.* {says}"):
         make(value)
     sensor = make("{{ params.id }}", **mode)
     setattr(sensor, name, value)
