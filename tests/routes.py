@@ -468,15 +468,16 @@ ROWS: tuple[Row, ...] = (
         [
             Sample(
                 {"workflows": [_found(9), _found(7)]},
-                tuple(FoundWorkflow(number, "fit", "sandbox", "2026", "FAILED") for number in (9, 7)),
+                (FoundWorkflow(9, "2026", "FAILED"), FoundWorkflow(7, "2026", "FAILED")),
                 "find_workflows",
+                arguments=("fit", "sandbox", "2026", "", ""),
             ),
             Sample({"workflows": []}, (), "find_workflows: unknown"),
         ],
         changes=False,
         recorded={
             "find_workflows: unknown": (),
-            "find_workflows": (FoundWorkflow(1, "sandbox", "sandbox", "sandbox", "FAILED"),),
+            "find_workflows": (FoundWorkflow(1, "sandbox", "FAILED"),),
         },
     ),
     Row(

@@ -30,7 +30,7 @@ def find_workflow(query: WorkflowQuery, retries: Retries, clock: Clock) -> Conve
     found: dict[int, FoundWorkflow] | None = None
     for call in _calls(query):
         workflows = yield from ask_again(call, retries, clock)
-        fit = {each.workflow_id: each for each in workflows if _fits(each, query)}
+        fit = {each.workflow_id: each for each in workflows}
         found = fit if found is None else {number: each for number, each in found.items() if number in fit}
     assert found is not None
     if len(found) == 1:
@@ -52,10 +52,3 @@ def _calls(query: WorkflowQuery) -> Iterator[Call[tuple[FoundWorkflow, ...]]]:
         yield routes.find_workflows(
             query.workflow_name or "", query.tool_name or "", query.workflow_args or "", name, value
         )
-
-
-def _fits(workflow: FoundWorkflow, query: WorkflowQuery) -> bool:
-    """Whether it really is called so: MariaDB compares without regard to case and spaces at the end."""
-    wanted = (query.workflow_name, query.tool_name, query.workflow_args)
-    had = (workflow.name, workflow.tool, workflow.args)
-    return all(want is None or want == has for want, has in zip(wanted, had, strict=True))

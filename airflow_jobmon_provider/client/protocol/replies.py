@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from airflow_jobmon_provider.client.lifecycle import RunStatus
-from airflow_jobmon_provider.client.redaction import excerpt
-
-_SHOWN = 60  # characters of a text that a user has chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +59,20 @@ class WorkflowDetails:
 
 @dataclass(frozen=True, slots=True)
 class FoundWorkflow:
-    """A row of ``workflow_overview_viz``, in the server's words.
+    """A row of ``workflow_overview_viz``.
 
     :param workflow_id: the workflow.
-    :param name: its name; "": it has none.
-    :param tool: name of its tool.
-    :param args: its arguments.
+    :param args: the start of its arguments, as one line.
     :param status: label of its status.
     """
 
     workflow_id: int
-    name: str
-    tool: str
     args: str
     status: str
 
     def __str__(self) -> str:
         """As shown to users: ``12 (args '2026', DONE)``."""
-        return f"{self.workflow_id} (args {excerpt(self.args, _SHOWN)!r}, {excerpt(self.status, _SHOWN)})"
+        return f"{self.workflow_id} (args {self.args!r}, {self.status})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ from airflow_jobmon_provider.client.redaction import (
 CLIENT_VERSION = f"airflow-provider-jobmon-{__version__}"
 
 _ERROR_LENGTH = 20_000
+_SHOWN_OF_ARGS = 60
 
 
 def health() -> Call[None]:
@@ -310,17 +311,19 @@ def find_workflows(
     :param attribute: name of an attribute; "": any.
     :param value: its value.
     """
+    wanted = {"wf_name": workflow_name, "wf_tool": tool_name, "wf_args": workflow_args}
 
     def read(reply: Any) -> tuple[FoundWorkflow, ...]:
+        rows = read_key(reply, "workflows", list)
+        # Compared again: MariaDB does so without regard to case and to spaces at the end.
         return tuple(
             FoundWorkflow(
                 read_id(row, "wf_id"),
-                text_of(row.get("wf_name")),
-                read_key(row, "wf_tool", str),
-                text_of(row.get("wf_args")),
-                read_key(row, "wf_status", str),
+                excerpt(text_of(row.get("wf_args")), _SHOWN_OF_ARGS),
+                read_name(row, "wf_status"),
             )
-            for row in read_key(reply, "workflows", list)
+            for row in map(read_object, rows)
+            if all(text_of(row.get(key)) == text for key, text in wanted.items() if text)
         )
 
     asked = {
