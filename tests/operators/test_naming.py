@@ -54,6 +54,8 @@ def test_a_workflow_is_found_by_all_that_is_given(sandbox: JobmonSandbox) -> Non
     assert hook.find_workflow(**name, tool_name="sandbox", workflow_args="2026-02") == other
     assert hook.find_workflow(**name, workflow_attributes={"site": "a", "kind": "quick"}) == other
     assert hook.find_workflow(workflow_attributes={"kind": "full", "site": "a"}) == one
+    number = named(sandbox, "nightly fit", workflow_args="2026").workflow_id
+    assert hook.find_workflow(**name, workflow_args=2026) == number
     details = hook.get_workflow_details(**name, workflow_args="2026-01")
     assert details is not None
     assert details.name == "nightly fit"

@@ -26,19 +26,18 @@ def find_workflow(query: WorkflowQuery, retries: Retries, clock: Clock) -> Conve
     :raises RouteNotSupported: the server is too old.
     :raises JobmonError: the server said no, or did not answer, also not in the end.
     """
+    replies = []
     yield from check_server_version(None, retries, clock)
-    found: dict[int, FoundWorkflow] | None = None
     for call in _calls(query):
         workflows = yield from ask_again(call, retries, clock)
-        fit = {each.workflow_id: each for each in workflows}
-        found = fit if found is None else {number: each for number, each in found.items() if number in fit}
-    assert found is not None
+        replies.append({each.workflow_id: each for each in workflows})
+    found = sorted(set.intersection(*map(set, replies)), reverse=True)
     if len(found) == 1:
-        return next(iter(found))
+        return found[0]
     if not found:
         raise WorkflowNotFound(f"no workflow with a run has {query}")
-    newest = sorted(found.values(), key=lambda each: each.workflow_id, reverse=True)[:MOST_LISTED]
-    several = "; ".join(map(str, newest))
+    newest = found[:MOST_LISTED]
+    several = "; ".join(str(replies[0][number]) for number in newest)
     more = f" (the newest of {len(found)})" if len(found) > len(newest) else ""
     raise WorkflowAmbiguous(
         f"{len(found)} workflows have {query}: {several}{more}. Name one of them by more than that, or by"
